@@ -59,8 +59,9 @@ async def rollout_server(name: str, config: Config, folder: Path) -> AsyncIterat
     """A rollout service that starts its own engine, with the model of actor.path."""
     section = config.rollout.engine
     log_path = folder / f"{name}.log"
-    server = StartedServer(section, config.actor.path, log_path)
-    engine = Engine(server, SGLangClient(section))
+    returns_experts = config.actor.router_replay
+    server = StartedServer(section, config.actor.path, log_path, returns_experts=returns_experts)
+    engine = Engine(server, SGLangClient(section, returns_experts=returns_experts))
     metrics = RolloutMetrics()
     weights = WeightUpdater(engine, config.weights, metrics)
     service = Service("127.0.0.1", 0, "rollout.port")

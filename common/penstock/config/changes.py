@@ -38,7 +38,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     "run": {_FIXED: "seed", _NEXT: "max_steps", _NONE: "name root stall_seconds existing"},
     "actor": {
         _FIXED: "path group_size",
-        _NEXT: "dtype max_tokens_per_micro_batch gradient_checkpointing num_threads",
+        _NEXT: "dtype max_tokens_per_micro_batch gradient_checkpointing num_threads router_replay",
     },
     "actor.lora": {_FIXED: "rank alpha target_modules"},
     "ref": {_NEXT: "path sync_steps mixup_alpha"},

@@ -43,7 +43,7 @@ NOT_IDENTIFYING = (
 
 READ_BY = {
     ServiceKind.ROLLOUT: (
-        *("actor.path", "rollout", "weights", "staleness.max_deliveries", "trainer.take_turns"),
+        *("actor.path", "actor.router_replay", "rollout", "weights", "staleness.max_deliveries", "trainer.take_turns"),
         *("agent.environment", "agent.command"),
     ),
     ServiceKind.AGENT: ("actor.path", "agent", "staleness.max_deliveries"),

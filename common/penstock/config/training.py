@@ -74,6 +74,10 @@ class ActorSection(Section):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     num_threads: Count = 1
     """CPU threads of the trainer's computation, if it trains on a CPU."""
+    router_replay: bool = False
+    """For mixtures of experts: the trainer routes each token through the experts that the engine routed it through, so
+    that routes which rounding flips are no difference between sampler and trainer (R3). Costs layers x top-k bytes a
+    token in the queue. The reference of the KL term routes for itself. See docs/models.md."""
     lora: LoraSection = LoraSection()
     """Low-rank adapters instead of all weights."""
 

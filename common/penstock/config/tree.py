@@ -405,6 +405,11 @@ class Config(Section):
                 "close to sampling.max_new_tokens: an episode ends at agent.max_turns or agent.max_tokens, and what it "
                 "is worth then is its environment's to say (get_reward), or agent.cut_score; expected 0"
             )
+        if self.actor.router_replay:
+            return (
+                "actor.router_replay true: the calls of an episode do not record the experts of their tokens; expected "
+                "false"
+            )
         if self.sampling.ignore_eos:
             return (
                 "sampling.ignore_eos true: a turn of an episode ends where the chat template ends a message; expected "

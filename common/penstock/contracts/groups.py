@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.contracts.trajectories import Completion, Episode, Score, Trajectory, require_scores
+from penstock.contracts.trajectories import Completion, Episode, RoutedExperts, Score, Trajectory, require_scores
 from penstock.contracts.vocabulary import Purpose
 from penstock.contracts.wire import Contract
 
@@ -106,10 +106,11 @@ def read_ticket_key(key: str) -> tuple[Purpose, int] | None:
     return (purpose, int(digits)) if digits.isdecimal() else None
 
 
-class RolloutGroup(Contract, frozen=True, tag_field="schema", tag="rollout-group/2"):
+class RolloutGroup(Contract, frozen=True, omit_defaults=True, tag_field="schema", tag="rollout-group/2"):
     """A ticket with what was sampled for it, in the order of its seeds: G completions, or G episodes.
 
-    started_at, ended_at: Unix seconds between which the group was made on `server`.
+    started_at, ended_at: Unix seconds between which the group was made on `server`. prompt_experts: of the prompt's
+    tokens, if completions have theirs.
     """
 
     ticket: Ticket
@@ -118,8 +119,13 @@ class RolloutGroup(Contract, frozen=True, tag_field="schema", tag="rollout-group
     started_at: float
     ended_at: float
     episodes: tuple[Episode, ...] = ()
+    prompt_experts: RoutedExperts | None = None
 
     def __post_init__(self) -> None:
+        if self.prompt_experts is not None and self.prompt_experts.num_rows != self.ticket.num_prompt_tokens:
+            raise ValueError(
+                f"experts of {self.prompt_experts.num_rows} tokens of a prompt of {self.ticket.num_prompt_tokens}"
+            )
         what, others = ("episodes", self.completions) if self.ticket.environment else ("completions", self.episodes)
         if others:
             raise ValueError(f"a ticket with environment {self.ticket.environment!r}: expected {what} only")

@@ -5,7 +5,8 @@ hand-over that first names it, and no script reads it: scripts move headers. A j
 MalformedMessageError.
 
     header        ticket, server, times, later scores   from stream to stream
-    completions   the trainer's input (or episodes)     8 bytes a token; until the group is committed
+    completions   the trainer's input (or episodes)     8 bytes a token, and its experts with actor.router_replay; until
+                                                        the group is committed
     texts         the reward functions' input           4 bytes a token; until they are scored, or, of an evaluation,
                                                         until the trainer has read them
 """
@@ -16,7 +17,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from penstock.contracts.groups import RolloutGroup, ScoredGroup, Ticket
-from penstock.contracts.trajectories import Completion, Episode, Score, require_scores
+from penstock.contracts.trajectories import Completion, Episode, RoutedExperts, Score, require_scores
 from penstock.contracts.wire import Contract, MalformedMessageError, decode, encode
 
 
@@ -57,10 +58,11 @@ class ScoredHeader(Contract, frozen=True, tag_field="schema", tag="scored-group/
         require_scores(self.scores, len(self.group.ticket.seeds), self.functions)
 
 
-class CompletionsPart(Contract, frozen=True, tag_field="schema", tag="completions/1"):
-    """The completions of a group, without their texts."""
+class CompletionsPart(Contract, frozen=True, omit_defaults=True, tag_field="schema", tag="completions/1"):
+    """The completions of a group, without their texts; prompt_experts: as of `RolloutGroup`."""
 
     completions: tuple[Completion, ...]
+    prompt_experts: RoutedExperts | None = None
 
 
 class EpisodesPart(Contract, frozen=True, tag_field="schema", tag="episodes/1"):
@@ -90,7 +92,8 @@ def stored(message: RolloutGroup | ScoredHeader) -> Stored:
         is_training = message.group.ticket.purpose == "train"
         return Stored(encode(message), unread=(Part.TEXTS,) if is_training else ())
     bare = message.without_text()
-    whole = EpisodesPart(bare.episodes) if message.ticket.environment else CompletionsPart(bare.completions)
+    of_episodes = bool(message.ticket.environment)
+    whole = EpisodesPart(bare.episodes) if of_episodes else CompletionsPart(bare.completions, bare.prompt_experts)
     parts = {
         Part.COMPLETIONS: encode(whole),
         Part.TEXTS: encode(TextsPart(tuple(each.text for each in message.trajectories))),
@@ -117,13 +120,15 @@ def group_of(header: RolloutHeader, parts: Mapping[Part, bytes | None]) -> Rollo
     """A group from its parts; a training group has no texts."""
     completions: tuple[Completion, ...] = ()
     episodes: tuple[Episode, ...] = ()
+    prompt_experts: RoutedExperts | None = None
     if header.ticket.environment:
         episodes = _decoded(parts[Part.COMPLETIONS], EpisodesPart, Part.COMPLETIONS).episodes
     else:
-        completions = _decoded(parts[Part.COMPLETIONS], CompletionsPart, Part.COMPLETIONS).completions
+        part = _decoded(parts[Part.COMPLETIONS], CompletionsPart, Part.COMPLETIONS)
+        completions, prompt_experts = part.completions, part.prompt_experts
     try:
         group = RolloutGroup(
-            header.ticket, completions, header.server, header.started_at, header.ended_at, episodes=episodes
+            header.ticket, completions, header.server, header.started_at, header.ended_at, episodes, prompt_experts
         )
     except ValueError as error:
         raise MalformedMessageError(str(error)) from error

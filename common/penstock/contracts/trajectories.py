@@ -8,7 +8,7 @@ of nodes, because an agent may go back, edit its history or start sub-agents: no
 """
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import Literal, get_args
 
 import msgspec
 
@@ -45,12 +45,63 @@ def require_cover(spans: Sequence[VersionSpan], num_tokens: int) -> None:
         raise ValueError(f"spans cover {end} of {num_tokens} tokens")
 
 
-class Completion(Contract, frozen=True):
+class RoutedExperts(Contract, frozen=True, tag_field="schema", tag="routed-experts/1"):
+    """The experts that the engine routed R tokens through: `dtype`[R, row_length], little-endian, in `data`.
+
+    A row is [decoder layers, experts of a token]; numbers of a layer without experts mean nothing. It is of the pass
+    over the token, by which the next one is sampled. dtype: uint8 if all numbers fit. So a token takes layers x experts
+    bytes (384 with 48 layers and 8 of 128 experts), beside 8 of its id and its log-probability.
+
+    >>> experts = RoutedExperts(row_length=4, dtype="uint8", data=bytes([0, 3, 1, 2, 0, 1, 1, 3]))
+    >>> experts.num_rows, experts.rows(1).num_rows
+    (2, 1)
+    """
+
+    row_length: int
+    dtype: Literal["uint8", "uint16"]
+    data: bytes
+
+    def __post_init__(self) -> None:
+        if self.row_length < 1 or len(self.data) % self._row_bytes:
+            raise ValueError(f"{len(self.data)} bytes of experts: expected rows of {self.row_length} {self.dtype}")
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.row_length * (1 if self.dtype == "uint8" else 2)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.data) // self._row_bytes
+
+    def rows(self, start: int, stop: int | None = None) -> "RoutedExperts":
+        """Some of the rows."""
+        end = None if stop is None else stop * self._row_bytes
+        return RoutedExperts(self.row_length, self.dtype, self.data[start * self._row_bytes : end])
+
+    def extended_by(self, longer: "RoutedExperts") -> "RoutedExperts":
+        """These rows, and those of `longer` behind them. ValueError if its rows are of another length."""
+        if longer.row_length != self.row_length:
+            raise ValueError(f"rows of {longer.row_length} experts after rows of {self.row_length}")
+        rest = longer.rows(self.num_rows)
+        if rest.dtype == self.dtype:
+            return RoutedExperts(self.row_length, self.dtype, self.data + rest.data)
+        return RoutedExperts(self.row_length, "uint16", self._as_uint16() + rest._as_uint16())
+
+    def _as_uint16(self) -> bytes:
+        if self.dtype == "uint16":
+            return self.data
+        wide = bytearray(2 * len(self.data))
+        wide[::2] = self.data
+        return bytes(wide)
+
+
+class Completion(Contract, frozen=True, omit_defaults=True):
     """One sampled answer of T tokens.
 
     token_ids int32[T], loss_mask uint8[T] or None (every token is trained), logprobs float32[T] (behaviour
     log-probabilities, after temperature), spans that cover [0, T) in order. The matched stop token is part of the
-    tokens. text: the input of reward functions; empty in a scored training group.
+    tokens. text: the input of reward functions; empty in a scored training group. experts: of all its tokens but the
+    last, if they are to be replayed.
 
     Two tokens, with a change of the weights between them:
 
@@ -70,9 +121,12 @@ class Completion(Contract, frozen=True):
     spans: tuple[VersionSpan, ...]
     text: str
     finish_reason: FinishReason
+    experts: RoutedExperts | None = None
 
     def __post_init__(self) -> None:
         num_tokens = self.num_tokens
+        if self.experts is not None and self.experts.num_rows != max(0, num_tokens - 1):
+            raise ValueError(f"experts of {self.experts.num_rows} tokens: expected all of {num_tokens} but the last")
         masked = num_tokens if self.loss_mask is None else len(self.loss_mask)
         if len(self.token_ids) != 4 * num_tokens or len(self.logprobs) != 4 * num_tokens or masked != num_tokens:
             raise ValueError(

@@ -136,8 +136,15 @@ def _record(name: str, url: str, engine: Engine, weights: WeightUpdater) -> Serv
 def _sglang(config: Config, name: str) -> tuple[EngineServer, EngineClient]:
     log_path = Path(config.run.root) / config.run.name / "logs" / f"engine-{name}.log"
     engine, pause_mode = config.rollout.engine, config.weights.pause_mode
-    server = make_server(engine, config.actor.path, log_path, pause_mode, gives_up_memory=config.trainer.take_turns)
-    return server, SGLangClient(engine)
+    server = make_server(
+        engine,
+        config.actor.path,
+        log_path,
+        pause_mode,
+        gives_up_memory=config.trainer.take_turns,
+        returns_experts=config.actor.router_replay,
+    )
+    return server, SGLangClient(engine, returns_experts=config.actor.router_replay)
 
 
 def _local_copy(config: Config) -> LocalCopy:

@@ -34,6 +34,7 @@ class Generated:
     waited_seconds: float
     life: int
     """Of the engine, when it began."""
+    num_prompt_tokens: int = 0
 
 
 class Generator:
@@ -61,15 +62,21 @@ class Generator:
         return None
 
     async def generate(
-        self, prompt_ids: tuple[int, ...], seeds: Sequence[int], sampling: Sampling, *, training: bool
+        self,
+        prompt_ids: tuple[int, ...],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        *,
+        training: bool,
+        with_experts: bool = False,
     ) -> Generated:
-        """One completion per seed; a lost engine is reported.
+        """One completion per seed, with the experts of its tokens if they are asked for; a lost engine is reported.
 
         EngineDiedError: it died while it ran this. EngineAbortedError: it ended one for no known reason.
         """
         life = self._engine.life
         try:
-            return await self._generate(prompt_ids, seeds, sampling, life, training)
+            return await self._generate(prompt_ids, seeds, sampling, life, training, with_experts)
         except EngineDiedError as error:
             self._engine.report(life, str(error))
             if life == self._weights.condemned_life and not isinstance(error, EngineAbsentError):
@@ -77,12 +84,24 @@ class Generator:
             raise
 
     async def _generate(
-        self, prompt_ids: tuple[int, ...], seeds: Sequence[int], sampling: Sampling, life: int, training: bool
+        self,
+        prompt_ids: tuple[int, ...],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        life: int,
+        training: bool,
+        with_experts: bool,
     ) -> Generated:
         if (reason := self._engine.not_ready) is not None:  # lost since this was taken: no death to count against it
             raise EngineAbsentError(reason)
         weights, generation = self._weights, self._engine.client.generation
-        draft = Draft(prompt_ids, seeds, sampling, one_version_per_answer=weights.aborts_requests)
+        draft = Draft(
+            prompt_ids,
+            seeds,
+            sampling,
+            one_version_per_answer=weights.aborts_requests,
+            with_experts=with_experts,
+        )
         waited_seconds = 0.0
         while True:
             if weights.sleeps:
@@ -100,7 +119,7 @@ class Generator:
         answers = draft.group(await generation.detokenize(draft.shown_tokens()) if draft.was_cut else None)
         if any(span.weight_version == weights.unverified for answer in answers for span in answer.spans):
             await weights.settled()
-        return Generated(answers, waited_seconds, life)
+        return Generated(answers, waited_seconds, life, len(prompt_ids))
 
     async def _settled(self) -> float:
         """Wait for the weights with which a completion goes on; returns for how many seconds."""
@@ -115,7 +134,7 @@ class Generator:
         as served any more, unless the engine was given up for its weights, as it was if the canary rejected them.
         """
         try:
-            return completions(generated.answers, self._weights.known)
+            return completions(generated.answers, self._weights.known, generated.num_prompt_tokens)
         except WeightsError as error:
             if generated.life != self._weights.condemned_life:
                 log.error("%s: loading the announced weights again", error)

@@ -38,7 +38,7 @@ from penstock.errors import (
     WeightsError,
 )
 from penstock_rollout.engine.engine import Engine
-from penstock_rollout.engine.types import EngineAbsentError
+from penstock_rollout.engine.types import EngineAbsentError, prompt_experts
 from penstock_rollout.generator import Generated, Generator
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.running import ISOLATION_DEATHS, Running
@@ -104,6 +104,7 @@ class Producer:
         self._running = Running(config.actor.group_size, most, int(config.eval.max_share * most))
         self._takes = not config.agent.enabled
         self._server = server
+        self._router_replay = config.actor.router_replay
         self._stop = asyncio.Event()
 
     async def produce_groups(self, stop: asyncio.Event) -> None:
@@ -218,6 +219,7 @@ class Producer:
                 ticket.seeds,
                 ticket.sampling,
                 training=ticket.purpose == "train",
+                with_experts=self._router_replay and ticket.purpose == "train",
             )
             ended_at = started_at + time.monotonic() - began  # also if the time of day was set meanwhile
             started_at += generated.waited_seconds  # what the trainer computed meanwhile was no generation
@@ -257,7 +259,13 @@ class Producer:
 
         between: Unix seconds of its start and its end.
         """
-        group = RolloutGroup(ticket, self._generator.completions(generated), self._server, *between)
+        group = RolloutGroup(
+            ticket,
+            self._generator.completions(generated),
+            self._server,
+            *between,
+            prompt_experts=prompt_experts(generated.answers, generated.num_prompt_tokens),
+        )
         going_on = self._weights.state is ServerState.SERVING and not self._stop.is_set()
         if going_on and self._running.may_replace(ticket):
             with self._running.coming(leaving=ticket):

@@ -225,11 +225,12 @@ def figures_of(result: StepResult) -> dict[str, float]:
 def _token_figures(result: StepResult) -> dict[str, float]:
     """Of the statistics, which cover tokens."""
     statistics = asdict(result.statistics)
-    masked = statistics.pop("masked")
+    masked, experts = statistics.pop("masked"), statistics.pop("experts")
     return {
         "clipped_ratio": result.statistics.clipped_ratio,
         **{name: value for name, value in statistics.items() if value is not None},
         **{f"masked_{reason}": share for reason, share in masked.items()},
+        **{f"expert_{name}": value for name, value in experts.items()},
     }
 
 

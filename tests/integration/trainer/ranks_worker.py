@@ -27,6 +27,7 @@ from penstock_trainer.learner.update import StepResult
 from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import Staging
 from tests.unit.trainer.episode_groups import branching_group
+from tests.unit.trainer.model.noisy_sampler import routed_group
 from tests.unit.trainer.trainer_groups import completion, config_for, example_groups, scored_group
 
 NUM_STEPS = 3
@@ -36,7 +37,9 @@ CANARY = (4, 9, 5, 7, 11, 4)
 
 @dataclass(frozen=True)
 class Case:
-    """A model (`llama` ties its embeddings, `qwen3` does not), and the settings that differ from the default."""
+    """A model (`llama` ties its embeddings, `qwen3` does not; else a family), and the settings that differ from the
+    default.
+    """
 
     model: str
     kl_ctl: float = 0.0
@@ -46,6 +49,7 @@ class Case:
     lora: dict[str, Any] = field(default_factory=dict)
     ref: dict[str, Any] = field(default_factory=dict)
     teacher: str = ""
+    router_replay: bool = False
 
 
 CASES = {
@@ -76,6 +80,11 @@ CASES = {
     "lora": Case("llama", kl_ctl=0.1, lora={"rank": 3, "alpha": 6}),
     "lora-head": Case("qwen3", loss={"num_minibatches": 2}, lora={"rank": 1, "target_modules": ["q_proj", "lm_head"]}),
     "bfloat16": Case("llama", kl_ctl=0.1, dtype="bfloat16", gradient_checkpointing=True),
+    "experts": Case("qwen3_moe", kl_ctl=0.1),
+    "experts-checkpointing": Case("qwen3_moe", dtype="bfloat16", gradient_checkpointing=True),
+    "experts-replay": Case("qwen3_moe", kl_ctl=0.1, gradient_checkpointing=True, router_replay=True),
+    "hybrid": Case("qwen3_next"),
+    "hybrid-lora": Case("qwen3_5", kl_ctl=0.1, lora={"rank": 2}),
     "lora-bfloat16": Case("llama", kl_ctl=0.1, dtype="bfloat16", gradient_checkpointing=True, lora={"rank": 3}),
 }
 
@@ -87,6 +96,7 @@ def case_config(folder: Path, case: Case) -> Config:
         "gradient_checkpointing": case.gradient_checkpointing,
         "max_tokens_per_micro_batch": 24,
         "lora": case.lora,
+        "router_replay": case.router_replay,
     }
     optimizer = {"lr": 1e-3, "weight_decay": 0.1, "warmup_steps": 2, "schedule": "linear"}
     rollout = {"engine": {"dtype": case.dtype}}
@@ -102,9 +112,14 @@ def case_config(folder: Path, case: Case) -> Config:
     return config_for(folder / case.model, kl_ctl=case.kl_ctl, **sections)
 
 
-def batches() -> list[list[ScoredGroup]]:
-    """Ragged batches, one of episodes, one that gives work to a single rank, one without a gradient."""
+def batches(config: Config) -> list[list[ScoredGroup]]:
+    """Ragged batches, one of episodes, one that gives work to a single rank, one without a gradient.
+
+    With router replay the first ones have experts.
+    """
     ragged = [example_groups(num_groups=5, seed=seed) for seed in range(NUM_STEPS)]
+    if config.actor.router_replay:
+        ragged = [list(map(routed_group, groups)) for groups in ragged]
     answers = [completion([7], [-3.0]), completion([8], [-2.0])]
     episodes = [branching_group(0), branching_group(1, (0.0, 1.0))]
     return [
@@ -119,25 +134,25 @@ def train(learner: Learner, folder: Path) -> None:
     """Train all batches; write the results, a canary, a checkpoint, the export in `final`, a staged version in
     `weights`.
     """
-    results = [learner.update(groups, version=3) for groups in batches()]
+    results = [learner.update(groups, version=3) for groups in batches(learner.config)]
     (folder / "checkpoint").mkdir(parents=True)
     snapshot = learner.snapshot(folder / "checkpoint")
     writer = threading.Thread(target=snapshot.write, args=[folder / "checkpoint"])
     writer.start()
-    later = learner.update(batches()[0], version=3)  # while the writer runs
+    later = learner.update(batches(learner.config)[0], version=3)  # while the writer runs
     writer.join()
     canary = learner.sequence_logprobs(CANARY)
     learner.save_pretrained(folder / "final", 1)
     staging = Staging(learner, folder / "weights", Format("float32", "nearest"))
     identity = staging.write(1, 1)
     learner.load(folder / "checkpoint")
-    again = learner.update(batches()[0], version=3)
+    again = learner.update(batches(learner.config)[0], version=3)
     continued = staging.digest(1) == identity and again.loss == later.loss
     torch.save({name: weight.clone() for name, weight in learner.weights().items()}, folder / "weights.pt")
     learner.use(other_settings(learner.config), num_steps=2 * NUM_RUN_STEPS)
-    other = shown(learner.update(batches()[1], version=3))
+    other = shown(learner.update(batches(learner.config)[1], version=3))
     document = {"results": list(map(shown, results)), "continued": continued, "canary": canary, "other": other}
-    document["log_ratios"] = [log_ratios(*each) for each in zip(results, batches(), strict=True)]
+    document["log_ratios"] = [log_ratios(*each) for each in zip(results, batches(learner.config), strict=True)]
     (folder / "results.json").write_text(json.dumps(document))
 
 
@@ -161,6 +176,7 @@ def take_over(learner: Learner, source: Path, target: Path) -> None:
 def shown(result: StepResult) -> dict[str, Any]:
     names = ("changed", "loss", "grad_norm", "learning_rate", "num_packs", "num_rows")
     statistics = {key: value for key, value in asdict(result.statistics).items() if value is not None}
+    statistics.pop("experts", None)  # of rows, of which ranks compute more: they share fewer prefixes
     return {**{name: getattr(result, name) for name in names}, **statistics.pop("masked"), **statistics}
 
 
@@ -194,7 +210,7 @@ def run(mode: str, folder: Path) -> None:
     elif mode == "fail":
         learner = LeadingLearner(config, ranks)
         learner._command(Gather("no.such.weight"))
-        learner.update(batches()[0], version=3)
+        learner.update(batches(learner.config)[0], version=3)
     else:
         (folder / "waiting").touch()
         signal.pause()

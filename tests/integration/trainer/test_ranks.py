@@ -24,6 +24,7 @@ from penstock_trainer.learner.learner import Learner
 from penstock_trainer.torchrun import torchrun_arguments
 from tests.integration.trainer.ranks_worker import CANARY, CASES, NUM_RUN_STEPS, case_config, take_over, train
 from tests.patience import START_SECONDS
+from tests.unit.trainer.model.families import FAMILIES, save_family
 from tests.unit.trainer.trainer_groups import save_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -47,12 +48,16 @@ def torchrun(mode: str, folder: Path) -> "Iterator[subprocess.Popen[str]]":
             kill_all({*descendants(process.pid), *([identity] if identity else [])}, grace_seconds=1)
 
 
+def save_tiny(name: str, folder: Path) -> Path:
+    return save_tiny_model(folder, name)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train each case with one rank (in this process) and with two."""
     folder = Path(tmp_path_factory.mktemp("ranks"))
     for model in {case.model for case in CASES.values()}:
-        save_tiny_model(folder / model, model)
+        (save_family if model in FAMILIES else save_tiny)(model, folder / model)
     for name, case in CASES.items():
         train(Learner(case_config(folder, case), num_steps=NUM_RUN_STEPS), folder / name / "1")
     with torchrun("train", folder) as process:

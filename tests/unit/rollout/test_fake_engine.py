@@ -5,11 +5,12 @@ state what other tests may rely on.
 """
 
 import asyncio
+import base64
 import contextlib
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import xxhash
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
+from penstock.contracts import pack_int32
 from penstock.weights.manifest import MANIFEST_NAME, Manifest, TensorEntry, identity_digest
 from tests.unit.rollout.engine_gates import Gates
 from tests.unit.rollout.fake_model import next_token, prompt_logprobs, token_logprob
@@ -79,7 +81,9 @@ class FakeSGLang(Gates):
         for connection in list(self.server.server_state.connections):
             connection.transport.abort()
 
-    async def complete(self, prompt: list[int], params: dict[str, Any]) -> dict[str, Any]:
+    async def complete(
+        self, prompt: list[int], params: dict[str, Any], *, with_experts: bool = False
+    ) -> dict[str, Any]:
         tokens: list[int] = []
         versions: list[str] = []
         logprobs: list[list[Any]] = []
@@ -111,8 +115,19 @@ class FakeSGLang(Gates):
                 "weight_versions": spans if self.reports_spans else None,
                 "cached_tokens": self.cached_tokens,
                 "output_token_logprobs": logprobs,
+                **({"routed_experts": encoded_experts([*prompt, *tokens][:-1])} if with_experts and tokens else {}),
             },
         }
+
+
+def experts_of(tokens: Sequence[int]) -> list[int]:
+    """Of each token, in two layers of three experts each; they depend on the tokens alone."""
+    return [(token * 7 + place) % 300 for token in tokens for place in range(6)]
+
+
+def encoded_experts(tokens: Sequence[int]) -> str:
+    """As SGLang answers them."""
+    return base64.b64encode(pack_int32(experts_of(tokens))).decode()
 
 
 def make_fake_app(fake: FakeSGLang) -> FastAPI:
@@ -160,7 +175,8 @@ def make_fake_app(fake: FakeSGLang) -> FastAPI:
         fake.running.set()
         try:
             pairs = zip(body["input_ids"], body["sampling_params"], strict=True)
-            return await asyncio.gather(*(fake.complete(prompt, params) for prompt, params in pairs))
+            asked = {"with_experts": bool(body.get("return_routed_experts"))}
+            return await asyncio.gather(*(fake.complete(prompt, params, **asked) for prompt, params in pairs))
         finally:
             fake.num_running -= len(body["input_ids"])
 

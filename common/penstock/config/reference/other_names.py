@@ -34,6 +34,7 @@ _FOLDER = "the run's folder is that of run.name in run.root"
 _LORA_ON = "0 is off"
 _WORDS = "its values are constant, linear and cosine"
 _MODE = "tis, mask, sequence_tis or sequence_mask; ppo needs loss.proximal recomputed with it"
+_ROUTER_REPLAY = "R3 is true, disabled is false; R2 is not there: the first pass over a step is its only old policy"
 _TRACKERS = "tensorboard, wandb, trackio; files are always written"
 _KIND = "with data.train.kind: jsonl for JSONL, huggingface for Parquet or a dataset"
 _EVAL_KIND = "with data.eval.kind: jsonl for JSONL, huggingface for Parquet or a dataset"
@@ -152,6 +153,8 @@ _VERL: Mapping[str, tuple[str, str]] = {
     "data.apply_chat_template_kwargs": ("data.template_options", ""),
     "actor_rollout_ref.model.path": ("actor.path", ""),
     "actor_rollout_ref.model.enable_gradient_checkpointing": ("actor.gradient_checkpointing", ""),
+    "actor_rollout_ref.actor.router_replay.mode": ("actor.router_replay", _ROUTER_REPLAY),
+    "actor_rollout_ref.rollout.enable_rollout_routing_replay": ("actor.router_replay", "one key for both sides"),
     "actor_rollout_ref.model.lora_rank": ("actor.lora.rank", ""),
     "actor_rollout_ref.model.lora_alpha": ("actor.lora.alpha", ""),
     "actor_rollout_ref.model.target_modules": ("actor.lora.target_modules", ""),

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from penstock.contracts import Sampling
+from penstock.contracts.trajectories import RoutedExperts
 from penstock.errors import EngineError
 from penstock.stop_strings import before_stop
 from penstock_rollout.engine.types import Answer, AnsweredSpan, CompletionRequest, GroupAnswer
@@ -26,13 +27,23 @@ class Draft:
     """One completion per seed, from the first request to the last."""
 
     def __init__(
-        self, prompt_ids: tuple[int, ...], seeds: Sequence[int], sampling: Sampling, *, one_version_per_answer: bool
+        self,
+        prompt_ids: tuple[int, ...],
+        seeds: Sequence[int],
+        sampling: Sampling,
+        *,
+        one_version_per_answer: bool,
+        with_experts: bool = False,
     ) -> None:
-        """`one_version_per_answer`: if an answer has no spans, all its tokens are by the version that it names."""
+        """`one_version_per_answer`: if an answer has no spans, all its tokens are by the version that it names.
+
+        `with_experts`: answers have the experts of their tokens.
+        """
         self._prompt_ids = prompt_ids
         self._seeds = seeds
         self._sampling = sampling
         self._one_version = one_version_per_answer
+        self._with_experts = with_experts
         self._pieces: list[list[Answer]] = [[] for _ in seeds]
         self._length: dict[int, int] = {}
         # A stop string has at most as many tokens as bytes.
@@ -52,7 +63,10 @@ class Draft:
         made = {index: self._tokens(index) for index in self._open()}
         return [
             CompletionRequest(
-                (*self._prompt_ids, *tokens), self._seeds[index], self._sampling.max_new_tokens - len(tokens)
+                (*self._prompt_ids, *tokens),
+                self._seeds[index],
+                self._sampling.max_new_tokens - len(tokens),
+                self._with_experts,
             )
             for index, tokens in made.items()
         ]
@@ -149,13 +163,27 @@ def _joined(pieces: Sequence[Answer]) -> Answer:
         spans=tuple(span for span in spans if span.start < span.end),
         text="".join(piece.text for piece in pieces),
         num_cached_tokens=pieces[0].num_cached_tokens,  # the prompt of the others has tokens of this completion
+        experts=_joined_experts(pieces),
     )
+
+
+def _joined_experts(pieces: Sequence[Answer]) -> RoutedExperts | None:
+    """Of the full sequence: each piece's own as far as it has them; the next one has those of all tokens before it."""
+    joined: RoutedExperts | None = None
+    for piece in pieces:
+        if piece.experts is not None:
+            joined = piece.experts if joined is None else joined.extended_by(piece.experts)
+    return joined
 
 
 def _shortened(answer: Answer, num_tokens: int | None) -> Answer:
     """Its first tokens, which a stop string ends; all without a number."""
     if num_tokens is None:
         return answer
+    cut = len(answer.token_ids) - num_tokens
+    experts = answer.experts
+    if experts is not None:
+        experts = experts.rows(0, max(0, experts.num_rows - cut))
     spans = (replace(each, end=min(each.end, num_tokens)) for each in answer.spans if each.start < num_tokens)
     return replace(
         answer,
@@ -163,6 +191,7 @@ def _shortened(answer: Answer, num_tokens: int | None) -> Answer:
         logprobs=answer.logprobs[:num_tokens],
         spans=tuple(spans),
         finish_reason="stop",
+        experts=experts,
     )
 
 

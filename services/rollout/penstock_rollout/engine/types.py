@@ -16,6 +16,7 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
+from penstock.contracts.trajectories import RoutedExperts
 from penstock.errors import ConfigError, EngineDiedError, EngineError, WeightsError
 
 
@@ -69,6 +70,7 @@ class CompletionRequest:
     prompt_ids: tuple[int, ...]
     seed: int
     max_new_tokens: int
+    with_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,17 +98,31 @@ class Answer:
     """The version that the engine served when it answered; if there are no spans, it holds for all tokens."""
     num_cached_tokens: int = 0
     """Tokens of the prompt that the engine had in its cache."""
+    experts: RoutedExperts | None = None
+    """If they were asked for: of the request's prompt and of all these tokens but the last."""
 
 
 GroupAnswer = tuple[Answer, ...]
 
 
-def completions(group: GroupAnswer, known: Mapping[str, PolicyIdentity]) -> tuple[Completion, ...]:
-    """The group as it is handed over; WeightsError if a span names weights that this service has not loaded."""
-    return tuple(_completion(answer, known) for answer in group)
+def completions(
+    group: GroupAnswer, known: Mapping[str, PolicyIdentity], num_prompt_tokens: int = 0
+) -> tuple[Completion, ...]:
+    """The group as it is handed over; WeightsError if a span names weights that this service has not loaded.
+
+    `num_prompt_tokens`: before the answers, which is needed if they have experts.
+    """
+    return tuple(_completion(answer, known, num_prompt_tokens) for answer in group)
 
 
-def _completion(answer: Answer, known: Mapping[str, PolicyIdentity]) -> Completion:
+def prompt_experts(group: GroupAnswer, num_prompt_tokens: int) -> RoutedExperts | None:
+    """Those of the prompt, by the first answer that has them: an engine computes a prompt once for all."""
+    found = (each.experts for each in group if each.experts is not None)
+    full = (each for each in found if each.num_rows >= num_prompt_tokens)
+    return next((each.rows(0, num_prompt_tokens) for each in full), None)
+
+
+def _completion(answer: Answer, known: Mapping[str, PolicyIdentity], num_prompt_tokens: int) -> Completion:
     spans = []
     for span in answer.spans:
         policy = known.get(span.weight_version)
@@ -125,6 +141,9 @@ def _completion(answer: Answer, known: Mapping[str, PolicyIdentity]) -> Completi
             spans=tuple(spans),
             text=answer.text,
             finish_reason=answer.finish_reason,
+            experts=None if answer.experts is None else answer.experts.rows(num_prompt_tokens),
         )
     except ValueError as error:
-        raise EngineError(f"the engine's version spans do not fit its {num_tokens} tokens: {error}") from error
+        raise EngineError(
+            f"the engine's version spans or experts do not fit its {num_tokens} tokens: {error}"
+        ) from error

@@ -24,6 +24,7 @@ from penstock_trainer.batching.counts import BatchCounts, Candidate, CompletionI
 from penstock_trainer.batching.masking import num_trained_tokens
 from penstock_trainer.batching.paths import trained_paths
 from penstock_trainer.batching.reward_columns import AS_SCORED, Column, RewardScale, function_columns
+from penstock_trainer.batching.routes import Experts, Routes, group_routes, routes_of
 from penstock_trainer.grpo import (
     Aggregation,
     Baseline,
@@ -45,6 +46,7 @@ class Sample:
     loss_mask, behaviour, lags: of length T; advantage and weight: of every loss token.
     lags: versions from the sampler's weights to those under training. index: all samples of an episode have the same;
     advantage and weight are of the episode too. path: which of its trajectory's `trained_paths` it is.
+    routes: the experts that the engine chose, if they are to be replayed.
     """
 
     prompt_ids: npt.NDArray[np.int32]
@@ -56,6 +58,7 @@ class Sample:
     weight: float
     index: CompletionIndex
     path: int = 0
+    routes: Routes | None = None
 
     @property
     def num_loss_tokens(self) -> int:
@@ -108,6 +111,7 @@ class BatchRules:
     (rewards float64[B, G], is_valid bool[B, G]) -> float[B, G]. by_function: weights of the reward functions that have
     an advantage each, of which the completion's is the sum; empty: the advantage is that of the reward.
     with_zero_advantage: completions without an advantage need a forward pass too, because another term has a gradient.
+    router_replay: samples have the experts that the engine chose, if their group has them.
     """
 
     overlong: Overlong
@@ -124,6 +128,7 @@ class BatchRules:
     norm_length: int = 1
     num_minibatches: int = 1
     with_zero_advantage: bool = False
+    router_replay: bool = False
 
 
 @dataclass(frozen=True)
@@ -307,7 +312,9 @@ def _minibatch(
     """The samples of some groups, weighted by the counts of these groups."""
     num_tokens = sum(each.num_loss_tokens for group in candidates for each in group)
     for group in candidates:
+        rollout = groups[group[0].index.group].group
         prompt_ids = _prompt_ids(groups[group[0].index.group])
+        prompt_routes = group_routes(rollout) if rules.router_replay else None
         for each in group:
             if not each.num_trained_tokens or not (each.advantage or rules.with_zero_advantage):
                 continue
@@ -327,6 +334,7 @@ def _minibatch(
                 max_lag=max_lag,
                 advantage=each.advantage,
                 weight=weight,
+                prompt_routes=prompt_routes,
             )
 
 
@@ -344,6 +352,8 @@ def _samples(
     max_lag: int | None = None,
     advantage: float,
     weight: float,
+    prompt_routes: Experts | None = None,
 ) -> Iterator[Sample]:
+    routes = routes_of(trajectory, prompt_routes)
     for number, path in enumerate(trained_paths(trajectory, prompt_ids, version, max_lag)):
-        yield Sample(*path, advantage=advantage, weight=weight, index=index, path=number)
+        yield Sample(*path, advantage=advantage, weight=weight, index=index, path=number, routes=routes)

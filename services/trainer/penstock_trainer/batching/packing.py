@@ -12,6 +12,12 @@ if and only if j is an ancestor of i or i itself:
 Without shared prefixes this is the block-diagonal causal mask; attention.py computes it. Packing is exact for
 causal models whose layers mix tokens by attention only: a row depends on its ancestors, and these are its prefix.
 
+Other models get packs in which nothing is shared: each sequence has rows of its own, and is computed as if it were
+alone (model/sequences.py). Sequences of about the same length are neighbours there: they are padded to the longest.
+
+With router replay a row also has the experts that the engine routed its token through. Then sequences share a row only
+if they agree on those, too.
+
 So an episode's paths share what they share, whatever its order was: turns of one history, branches, sub-agents of one
 system prompt, and what a compaction kept.
 
@@ -34,6 +40,7 @@ from torch import Tensor
 
 from penstock_trainer.batching.batch import Sample
 from penstock_trainer.batching.counts import CompletionIndex
+from penstock_trainer.batching.routes import OWN_ROUTE
 
 Ints = npt.NDArray[np.int64]
 MIX = 0x2545F4914F6CDD1D  # an odd number whose products, modulo 2^64, spread low bits over high ones
@@ -50,6 +57,7 @@ class Pack:
     target_N: index into U of each loss token. behaviour_logprobs_N, advantage_N, weight_N, lag_N: float32.
     sequence_N: index of the token's sample within the pack; indices: which completions of the batch these samples are;
     an episode is there once for each of its paths in this pack. paths: which of them each sample is.
+    experts_PW: int16, all layers' experts of each row, -1: as the model routes it; None: all as it does.
 
     A sequence of which all tokens but the first are wanted; the last one needs no row:
 
@@ -77,6 +85,7 @@ class Pack:
     sequence_N: Tensor
     indices: tuple[CompletionIndex, ...]
     paths: tuple[int, ...]
+    experts_PW: Tensor | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -128,10 +137,11 @@ class Path:
 
 @dataclass(frozen=True)
 class PackPlan:
-    """The paths of one pack, and its number of rows."""
+    """The paths of one pack, and its number of rows. shares: whether neighbours share the rows of their prefix."""
 
     paths: tuple[Path, ...]
     num_rows: int
+    shares: bool = True
 
 
 class Packs(Sequence[Pack]):
@@ -176,6 +186,11 @@ def make_packs(samples: Sequence[Sample], max_tokens: int) -> list[Pack]:
     return [make_pack(part) for part in split(sorted_paths(samples), max_tokens)]
 
 
+def make_separate_packs(samples: Sequence[Sample], max_tokens: int) -> list[Pack]:
+    """Samples as packs that share nothing, each of at most `max_tokens` rows once all are as long as the longest."""
+    return [make_pack(part) for part in split_apart(paths_by_length(samples), max_tokens)]
+
+
 def pack_of_sequence(token_ids: Sequence[int]) -> Pack:
     """One sequence by itself; every token but the first is a loss token."""
     ids = np.array(token_ids, dtype=np.int32)
@@ -200,6 +215,29 @@ def sorted_paths(samples: Iterable[Sample]) -> list[Path]:
     # Big-endian bytes of ids that are not negative sort as the sequences of ids do.
     paths.sort(key=lambda path: path.token_ids.astype(">i4").tobytes())
     return paths[:1] + [replace(path, num_shared=_num_shared(before, path)) for before, path in pairwise(paths)]
+
+
+def paths_by_length(samples: Iterable[Sample]) -> list[Path]:
+    """The samples that have a loss token, from the shortest to the longest, then by tokens; nothing is shared."""
+    paths = [_path(sample) for sample in samples if sample.loss_mask.any()]
+    paths.sort(key=lambda path: (path.token_ids.size, path.token_ids.astype(">i4").tobytes()))
+    return paths
+
+
+def split_apart(paths: Sequence[Path], max_tokens: int) -> list[PackPlan]:
+    """The plan of each pack of `paths_by_length`: of at most `max_tokens` rows, padding included, or a single path."""
+    parts: list[PackPlan] = []
+    part: list[Path] = []
+    for path in paths:
+        if part and (len(part) + 1) * path.token_ids.size > max_tokens:
+            parts.append(_plan_apart(part))
+            part = []
+        part.append(path)
+    return [*parts, _plan_apart(part)] if part else parts
+
+
+def _plan_apart(paths: Sequence[Path]) -> PackPlan:
+    return PackPlan(tuple(paths), sum(path.token_ids.size for path in paths), shares=False)
 
 
 def split(paths: Sequence[Path], max_tokens: int) -> list[PackPlan]:
@@ -249,6 +287,7 @@ def make_pack(part: PackPlan) -> Pack:
         sequence_N=torch.from_numpy(np.repeat(np.arange(len(samples)), num_loss_S)),
         indices=tuple(sample.index for sample in samples),
         paths=tuple(sample.path for sample in samples),
+        experts_PW=None if trie.experts_PW is None else torch.from_numpy(trie.experts_PW),
     )
 
 
@@ -279,10 +318,14 @@ def _path(sample: Sample) -> Path:
 
 
 def _num_shared(left: Path, right: Path) -> int:
-    """Length of the common prefix."""
+    """Length of the common prefix: of tokens, and of the experts that they were routed through."""
     length = min(left.token_ids.size, right.token_ids.size)
     differs = left.token_ids[:length] != right.token_ids[:length]
-    return int(differs.argmax()) if differs.any() else length
+    length = int(differs.argmax()) if differs.any() else length
+    routes, others = left.sample.routes, right.sample.routes
+    if routes is None or others is None:
+        return length if routes is others else 0
+    return routes.num_shared(others, length)
 
 
 def _by_prompt(paths: Sequence[Path]) -> Iterator[list[Path]]:
@@ -306,19 +349,30 @@ class _Trie:
         self.positions_P = np.empty(part.num_rows, dtype=np.int64)
         self.subtree_end_P = np.empty(part.num_rows, dtype=np.int64)
         self.pair_N = np.empty(sum(path.sample.num_loss_tokens for path in part.paths), dtype=np.int64)
+        self.experts_PW = _own_routes(part)
         rows = np.empty(max(path.token_ids.size for path in part.paths), dtype=np.int64)  # of the path, by depth
         depth = num_rows = num_loss = 0
         for number, path in enumerate(part.paths):
-            shared, size = path.num_shared if number else 0, path.token_ids.size
+            shared, size = path.num_shared if number and part.shares else 0, path.token_ids.size
             self.subtree_end_P[rows[shared:depth]] = num_rows
             new = slice(num_rows, num_rows + size - shared)
             rows[shared:size] = np.arange(new.start, new.stop)
             self.token_ids_P[new] = path.token_ids[shared:]
             self.positions_P[new] = np.arange(shared, size)
+            if self.experts_PW is not None and path.sample.routes is not None:
+                self.experts_PW[new] = path.sample.routes.rows(shared, size)
             pairs = _pairs(path.sample, rows)
             self.pair_N[num_loss : num_loss + pairs.size] = pairs
             depth, num_rows, num_loss = size, new.stop, num_loss + pairs.size
         self.subtree_end_P[rows[:depth]] = num_rows
+
+
+def _own_routes(part: PackPlan) -> npt.NDArray[np.int16] | None:
+    """Of each row, that the model routes it itself; None if no path has experts."""
+    routes = next((path.sample.routes for path in part.paths if path.sample.routes is not None), None)
+    if routes is None:
+        return None
+    return np.full((part.num_rows, routes.row_length), OWN_ROUTE, dtype=np.int16)
 
 
 def _pairs(sample: Sample, rows: Ints) -> Ints:

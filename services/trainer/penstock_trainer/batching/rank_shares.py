@@ -5,12 +5,12 @@ Ranks have equally many packs, because all ranks together gather sharded weights
 packs, a rank computes a pack without loss. Pure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from penstock_trainer.batching.batch import Sample
-from penstock_trainer.batching.packing import PackPlan, Packs, Path, sorted_paths, split
+from penstock_trainer.batching.packing import PackPlan, Packs, Path, paths_by_length, sorted_paths, split, split_apart
 
 NUM_HALVINGS = 6  # bisection steps of the search for an even pack size: to 1/64 of the interval
 
@@ -24,16 +24,24 @@ class RankShare:
     num_rows: int
 
 
-def share(samples: Sequence[Sample], max_tokens: int, rank: int, num_ranks: int) -> RankShare:
-    """The packs of `rank`, of at most `max_tokens` rows each unless a single sequence is longer."""
-    paths = sorted_paths(samples)
-    parts = split(paths, max_tokens) if num_ranks == 1 else even_parts(paths, max_tokens, num_ranks)
+Split = Callable[[Sequence[Path], int], list[PackPlan]]
+
+
+def share(
+    samples: Sequence[Sample], max_tokens: int, rank: int, num_ranks: int, *, shares_prefixes: bool = True
+) -> RankShare:
+    """The packs of `rank`, of at most `max_tokens` rows each unless a single sequence is longer.
+
+    `shares_prefixes`: sequences of a pack share the rows of their common prefix.
+    """
+    paths, cut = (sorted_paths(samples), split) if shares_prefixes else (paths_by_length(samples), split_apart)
+    parts = cut(paths, max_tokens) if num_ranks == 1 else even_parts(paths, max_tokens, num_ranks, cut)
     num_rounds = -(-len(parts) // num_ranks)
     own = parts if num_ranks == 1 else assign(parts, num_ranks)[rank]
     return RankShare(Packs(own, num_rounds - len(own)), len(parts), sum(part.num_rows for part in parts))
 
 
-def even_parts(paths: Sequence[Path], max_tokens: int, num_ranks: int) -> list[PackPlan]:
+def even_parts(paths: Sequence[Path], max_tokens: int, num_ranks: int, split: Split = split) -> list[PackPlan]:
     """Parts of about the same size, in as few rounds over the ranks as `max_tokens` allows."""
     parts = split(paths, max_tokens)
     num_parts = -(-len(parts) // num_ranks) * num_ranks

@@ -57,7 +57,7 @@ from penstock_trainer.grpo.objective import (
     micro_batch_loss,
 )
 from penstock_trainer.grpo.selection import clip_cov_step_gate, entropy_step_gate, kl_cov_step_surrogate
-from penstock_trainer.grpo.statistics import Statistics, Sums, scaled_learning_rate
+from penstock_trainer.grpo.statistics import ExpertSums, Statistics, Sums, scaled_learning_rate
 from penstock_trainer.grpo.step_tokens import NO_COLUMNS, StepTokens
 from penstock_trainer.grpo.surrogates import (
     Surrogate,
@@ -81,6 +81,7 @@ __all__ = [
     "Baseline",
     "Correction",
     "Estimator",
+    "ExpertSums",
     "Gate",
     "KlTerm",
     "Objective",

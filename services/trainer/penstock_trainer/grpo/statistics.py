@@ -55,16 +55,46 @@ class WeightSums:
 
 
 @dataclass(frozen=True)
+class ExpertSums:
+    """How many rows of the forward passes each expert got: counts[layer][expert]; empty without experts."""
+
+    counts: tuple[tuple[int, ...], ...] = ()
+
+    def __add__(self, other: "ExpertSums") -> "ExpertSums":
+        if not (self.counts and other.counts):
+            return self if self.counts else other
+        pairs = zip(self.counts, other.counts, strict=True)
+        return ExpertSums(tuple(tuple(map(sum, zip(mine, its, strict=True))) for mine, its in pairs))
+
+    def _shares(self) -> list[list[float]]:
+        """Of the layers with a choice, that any row has passed."""
+        return [[each / total for each in layer] for layer in self.counts if len(layer) > 1 and (total := sum(layer))]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """entropy: mean over layers of the entropy of the use of experts, over that of equal use: 1 if all are used
+        alike. busiest_share: the largest share that one expert got of its layer's rows, each counted once for each of
+        its experts. Empty without experts.
+        """
+        shares = self._shares()
+        if not shares:
+            return {}
+        layers = [-sum(each * math.log(each) for each in layer if each) / math.log(len(layer)) for layer in shares]
+        return {"entropy": sum(layers) / len(layers), "busiest_share": max(map(max, shares))}
+
+
+@dataclass(frozen=True)
 class Sums:
     """Addends of the statistics of a batch, by name: values to add, and values of which the lowest or highest counts.
 
-    Plain numbers, so that ranks can send them. weights: of the completions.
+    Plain numbers, so that ranks can send them. weights: of the completions. experts: of the rows.
     """
 
     totals: dict[str, float] = field(default_factory=dict)
     lowest: dict[str, float] = field(default_factory=dict)
     highest: dict[str, float] = field(default_factory=dict)
     weights: WeightSums = WeightSums()
+    experts: ExpertSums = ExpertSums()
 
     def __add__(self, other: "Sums") -> "Sums":
         return Sums(
@@ -78,6 +108,7 @@ class Sums:
                 for name in self.highest | other.highest
             },
             self.weights + other.weights,
+            self.experts + other.experts,
         )
 
 
@@ -94,6 +125,8 @@ class Statistics:
     teacher_kl: mean of l - l_T, an estimate of KL(policy || teacher); None without a teacher.
     ratio_*: of w = exp(l - l_b). clipped_ratio_low, clipped_ratio_high: shares of tokens whose surrogate was limited.
     effective_sample_size_ratio: (sum W)^2 / (S sum W^2) of the completions' importance weights W, 1 when on-policy.
+    experts: entropy and busiest_share of `ExpertSums`, over the rows of the passes that have a gradient; empty without
+    experts.
     masked: share of tokens by reason: non_finite (of all loss tokens), and what each part of the correction dropped.
     """
 
@@ -114,6 +147,7 @@ class Statistics:
     clipped_ratio_high: float
     effective_sample_size_ratio: float
     masked: dict[str, float]
+    experts: dict[str, float] = field(default_factory=dict)
 
     @property
     def clipped_ratio(self) -> float:
@@ -152,6 +186,7 @@ class Statistics:
             clipped_ratio_high=mean("clipped_high"),
             effective_sample_size_ratio=sums.weights.effective_sample_size_ratio if num_tokens else math.nan,
             masked={"non_finite": num_non_finite / num_loss_tokens if num_loss_tokens else math.nan, **dropped},
+            experts=sums.experts.figures,
         )
 
 

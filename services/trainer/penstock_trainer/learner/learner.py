@@ -73,7 +73,11 @@ class Learner:
         self._adapter = adapted(policy, config)
         temperature = config.sampling.temperature
         pack_model = PackModel(
-            policy, dtype=dtype, temperature=temperature, gradient_checkpointing=config.actor.gradient_checkpointing
+            policy,
+            dtype=dtype,
+            temperature=temperature,
+            gradient_checkpointing=config.actor.gradient_checkpointing,
+            router_replay=config.actor.router_replay,
         )
         self._policy = self._placed(pack_model, dtype)
         self._scorer = self._policy

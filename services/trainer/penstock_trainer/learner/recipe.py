@@ -59,6 +59,7 @@ def make_recipe(config: Config) -> Recipe:
         norm_length=loss.norm_length or config.sampling.max_new_tokens,
         num_minibatches=loss.num_minibatches,
         with_zero_advantage=in_loss or has_teacher or loss.sampler_kl > 0 or loss.entropy_bonus > 0,
+        router_replay=config.actor.router_replay,
     )
     return Recipe(
         objective=objective,

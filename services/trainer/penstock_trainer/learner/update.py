@@ -30,6 +30,7 @@ from penstock_trainer.batching.rank_shares import RankShare, share
 from penstock_trainer.distributed.ranks import Ranks
 from penstock_trainer.grpo import (
     NO_COLUMNS,
+    ExpertSums,
     Objective,
     Statistics,
     StepTokens,
@@ -148,6 +149,8 @@ class Updater:
         self._ranks = ranks
         self._moving = moving
         self._teacher = teacher
+        others = [model for model in (reference, teacher) if model is not None]
+        self._shares_prefixes = all(model.shares_prefixes for model in (policy, *others))
         self._unfinished: Gradient | None = None
 
     def begin(self, groups: Sequence[ScoredGroup], version: int, max_lag: int | None = None) -> Gradient:
@@ -213,7 +216,8 @@ class Updater:
 
     def _share(self, samples: Sequence[Sample]) -> RankShare:
         info = self._ranks.info if self._ranks else None
-        return share(samples, self._max_tokens, info.rank if info else 0, info.num_ranks if info else 1)
+        rank, num_ranks = (info.rank, info.num_ranks) if info else (0, 1)
+        return share(samples, self._max_tokens, rank, num_ranks, shares_prefixes=self._shares_prefixes)
 
     def _packs(self, work: RankShare) -> Iterator[Pack]:
         """The packs of a share, on the device."""
@@ -248,7 +252,7 @@ class Updater:
 
     def _reference_logprobs(self, pack: Pack) -> Tensor:
         assert self._reference is not None
-        return _logprobs(self._reference, pack)
+        return _own_logprobs(self._reference, pack)
 
     def _minibatch(self, work: RankShare, *, is_first: bool) -> _Minibatch:
         """The share with its old log-probabilities, if it needs any: the first has them from its own pass.
@@ -257,11 +261,10 @@ class Updater:
         """
         nothing = (None,) * len(work.packs)
         needs_old = self._recipe.objective.proximal == "recomputed" and not is_first
-        old, teacher = (
-            tuple(_logprobs(model, pack) for pack in self._packs(work)) if model is not None else nothing
-            for model in (self._policy if needs_old else None, self._teacher)
-        )
-        return _Minibatch(work, old, teacher)
+        old = tuple(_logprobs(self._policy, pack) for pack in self._packs(work)) if needs_old else nothing
+        if self._teacher is None:
+            return _Minibatch(work, old, nothing)
+        return _Minibatch(work, old, tuple(_own_logprobs(self._teacher, pack) for pack in self._packs(work)))
 
     def _packs_with_logprobs(self, minibatch: _Minibatch) -> Iterator[tuple[Pack, Tensor | None, Tensor | None]]:
         """Each pack with the old and the teacher's log-probabilities of its loss tokens, if they are needed."""
@@ -318,7 +321,9 @@ class Updater:
             reference_logprobs_N=reference_logprobs_N,
             teacher_logprobs_N=teacher_logprobs_N,
         )
+        use = ExpertSums(self._policy.expert_use() if pack.num_sequences else ())
         loss, sums = micro_batch_loss(tokens, objective)
+        sums = replace(sums, experts=use)
         loss.backward()
         value = loss.item()
         log_ratios.add(pack, tokens.logprobs_N if old_logprobs_N is None else old_logprobs_N)
@@ -337,6 +342,11 @@ def _logprobs(model: TokenModel, pack: Pack) -> Tensor:
     """float32[N]: of the pack's loss tokens, by the model's weights as they are now."""
     with torch.no_grad():
         return model.token_logprobs(pack)[0].index_select(0, pack.target_N)
+
+
+def _own_logprobs(model: TokenModel, pack: Pack) -> Tensor:
+    """float32[N], of another model than the policy. It routes for itself: a pack's experts are those of the sampler."""
+    return _logprobs(model, replace(pack, experts_PW=None))
 
 
 def _largest(norms: Sequence[float]) -> float:

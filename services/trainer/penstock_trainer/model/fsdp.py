@@ -21,6 +21,8 @@ class ShardedPackModel:
     def __init__(self, pack_model: PackModel, ranks: Ranks, dtype: torch.dtype) -> None:
         """Shard the model in place: each decoder layer, and the rest as one (embeddings may be tied to the head)."""
         self.model = pack_model.model
+        self.shares_prefixes = pack_model.shares_prefixes
+        self.expert_use = pack_model.expert_use
         self._root = _Root(pack_model)
         param_dtype = torch.bfloat16 if dtype == torch.bfloat16 else None
         precision = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)

@@ -1,6 +1,7 @@
 """Loading a causal language model, and refusing one that cannot be trained in packs."""
 
 import copy
+import logging
 from typing import Any, cast
 
 import torch
@@ -9,14 +10,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from penstock.errors import ConfigError
 from penstock.model_path import check_model_path
-from penstock_trainer.model.attention import use_trie_attention
-from penstock_trainer.model.pack_model import hidden_states, output_embeddings
+from penstock_trainer.model.pack_model import hidden_states, output_embeddings, prepare_passes
+from penstock_trainer.model.sequences import unshareable_layers
 
 MAX_REASON_CHARS = 300
-FULL_ATTENTION = {"full_attention", "attention"}
 PROBE_TOLERANCE = 1e-3  # of the largest logit; float32 differs by about 1e-6
 SAME_COMPUTATION = 1e-5  # likewise, of the same operations in the same order; jitter of 1 % moves logits by 1e-3
 PROBE_IDS = [3, 5, 7, 9, 8, 6]  # the sequences 3 5 7 9 and 3 5 8 6 as a trie
+APART_IDS = [3, 5, 8, 3, 5, 7, 9]  # 3 5 8 and 3 5 7 9, which share no row
+
+
+log = logging.getLogger(__name__)
 
 
 def load_model(path: str, key: str) -> PreTrainedModel:
@@ -42,9 +46,10 @@ def load_model(path: str, key: str) -> PreTrainedModel:
             f"{key} is {path!r}, whose files lack {len(absent)} weights or hold other shapes: {absent[:3]}. "
             f"Expected all of {type(model).__name__}; check the folder for missing files"
         )
-    _check_layers(model, path, key)
+    if layers := unshareable_layers(model):
+        log.info("%s has layers of %s: sequences share no prefixes in the trainer (docs/models.md)", path, layers)
     _disable_dropout(model)
-    use_trie_attention(model)
+    prepare_passes(model)
     model.train(False)
     _check_packing(model, path, key)
     return model
@@ -57,22 +62,6 @@ def _check_precision(config: PreTrainedConfig, path: str, key: str) -> None:
         raise ConfigError(
             f"{key} is {path!r}, whose weights are quantized ({quantization.get('quant_method')}): expected float32, "
             "bfloat16 or float16; choose the model that it was made from"
-        )
-
-
-def _check_layers(model: PreTrainedModel, path: str, key: str) -> None:
-    """Refuse layers for which packing is not exact and which the probe is too short to detect."""
-    config = model.config.get_text_config().to_dict()
-    others = sorted(set(config.get("layer_types") or ()) - FULL_ATTENTION)
-    window = config.get("sliding_window")
-    uses_window = bool(window) and not config.get("layer_types") and config.get("use_sliding_window", True)
-    if others or uses_window or config.get("attention_chunk_size"):
-        seen = (
-            ", ".join(others) if others else f"attention limited to {window or config['attention_chunk_size']} tokens"
-        )
-        raise ConfigError(
-            f"{key} is {path!r} ({config.get('model_type')}) with layers of {seen}: expected full attention in every "
-            "layer, which packing relies on; choose another model"
         )
 
 
@@ -124,31 +113,39 @@ def check_context(model: PreTrainedModel, path: str, key: str, context_length: i
 
 
 def _probe(model: PreTrainedModel) -> Tensor:
-    """Logits of a trie of two short sequences."""
+    """Logits of a pack of two short sequences: of a trie, if the model sees one."""
     vocab_size = model.config.get_text_config().vocab_size
-    ids, positions = torch.tensor(PROBE_IDS) % vocab_size, torch.tensor([0, 1, 2, 3, 2, 3])
+    if unshareable_layers(model):
+        ids, positions, ends = APART_IDS, [0, 1, 2, 0, 1, 2, 3], [3] * 3 + [7] * 4
+    else:
+        ids, positions, ends = PROBE_IDS, [0, 1, 2, 3, 2, 3], [6, 6, 4, 4, 6, 6]
     with torch.no_grad():
-        hidden_PD = hidden_states(model, ids, positions, torch.tensor([6, 6, 4, 4, 6, 6]), torch.float32)
+        hidden_PD = hidden_states(
+            model, torch.tensor(ids) % vocab_size, torch.tensor(positions), torch.tensor(ends), torch.float32
+        )
         return cast(Tensor, output_embeddings(model)(hidden_PD))
 
 
 def _check_packing(model: PreTrainedModel, path: str, key: str) -> None:
-    """Two short sequences in one trie must give the logits that each has alone.
+    """Two short sequences in one pack must give the logits that each has alone.
 
-    Detects recurrent layers, ignored masks, and any operation on logits after the projection.
+    Detects recurrent layers that the configuration does not name, ignored masks, tokens that see later ones, and any
+    operation on logits after the projection.
     """
-    ids = torch.tensor(PROBE_IDS) % model.config.get_text_config().vocab_size
-    first, second = ids[:4], torch.cat([ids[:2], ids[4:]])
+    apart = bool(unshareable_layers(model))
+    ids = torch.tensor(APART_IDS if apart else PROBE_IDS) % model.config.get_text_config().vocab_size
+    sequences = (ids[:3], ids[3:]) if apart else (ids[:4], torch.cat([ids[:2], ids[4:]]))
     packed_PV = _probe(model)
     with torch.no_grad():
-        alone = [model(input_ids=each[None], use_cache=False).logits[0] for each in (first, second)]
-    expected_PV = torch.cat([alone[0], alone[1][2:]])
+        alone = [model(input_ids=each[None], use_cache=False).logits[0] for each in sequences]
+    expected_PV = torch.cat([alone[0], alone[1] if apart else alone[1][2:]])
     difference = float((packed_PV - expected_PV).abs().max() / expected_PV.abs().max())
     if not difference < PROBE_TOLERANCE:
         raise ConfigError(
             f"{key} is {path!r} ({model.config.model_type}), whose logits in a pack of two sequences differ from those "
-            f"of each alone by {difference:.1e} of the largest: expected a model that mixes tokens by attention only, "
-            "with a plain projection at its end; choose another one"
+            f"of each alone by {difference:.1e} of the largest: expected a causal model that mixes tokens by attention "
+            "only, or whose config.json names its other layers, with a plain projection at its end; choose another one "
+            "(docs/models.md)"
         )
 
 

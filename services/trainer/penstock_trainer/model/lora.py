@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from penstock.config import Config, LoraSection
 from penstock.errors import ConfigError
 from penstock_trainer.batching.packing import Pack
+from penstock_trainer.model.experts import has_fused_experts
 from penstock_trainer.model.fsdp import full_tensor
 from penstock_trainer.model.token_model import TokenModel
 from penstock_trainer.weights.files import (
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 NAME = "default"  # peft's own name for an adapter that was given none
 FILE = "adapter_model.safetensors"
+PARTS_OF_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}  # of any layer, to peft
 SAMPLED_VALUES = 2**16  # of each weight: any training changes some of them, and reading them costs nothing
 ALPHA, BASE = "lora.alpha", "lora.base"
 
@@ -61,7 +63,7 @@ class Adapter:
         self._base_names = tuple(base)
         self._fingerprint = _fingerprint(base)
         targets = _targets(model, section)
-        self._config, self._layers = _inject(model, section, path)
+        self._config, self._layers = _inject(model, section, path, targets)
         if self._layers.keys() != targets:
             differing = sorted(self._layers.keys() ^ targets)
             raise ConfigError(
@@ -157,6 +159,8 @@ class WithoutAdapter:
     def __init__(self, policy: TokenModel, adapter: Adapter) -> None:
         self._policy = policy
         self._adapter = adapter
+        self.shares_prefixes = policy.shares_prefixes
+        self.expert_use = policy.expert_use
 
     def token_logprobs(self, pack: Pack, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """As `PackModel.token_logprobs`."""
@@ -191,9 +195,10 @@ def _check_peft(section: LoraSection) -> None:
 def _targets(model: PreTrainedModel, section: LoraSection) -> set[str]:
     """Names of the layers to adapt; ConfigError for a target that is no layer, or shares its weight with another."""
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    mixed = PARTS_OF_EXPERTS if has_fused_experts(model) else set()
     if section.target_modules == "all-linear":
         head = model.get_output_embeddings()
-        chosen = {name for name, module in linear.items() if module is not head}
+        chosen = {name for name, module in linear.items() if module is not head and _end(name) not in mixed}
     else:
         chosen = set()
         for target in section.target_modules:
@@ -202,6 +207,11 @@ def _targets(model: PreTrainedModel, section: LoraSection) -> set[str]:
                 raise ConfigError(
                     f"actor.lora.target_modules names {target!r}, and no linear layer of actor.path has this name: "
                     f"expected some of {_ends(linear)}, or all-linear"
+                )
+            if _end(target) in mixed:
+                raise ConfigError(
+                    f"actor.lora.target_modules names {target!r} of a {type(model).__name__}: expected layers outside "
+                    "of its experts, since peft takes this name for theirs; leave it out (docs/models.md)"
                 )
             chosen |= matching
     if not chosen:
@@ -219,20 +229,28 @@ def _targets(model: PreTrainedModel, section: LoraSection) -> set[str]:
     return chosen
 
 
+def _end(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def _ends(names: Mapping[str, object]) -> str:
-    return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+    return ", ".join(sorted(set(map(_end, names))))
 
 
 def _shown(section: LoraSection) -> str:
     return section.target_modules if isinstance(section.target_modules, str) else ", ".join(section.target_modules)
 
 
-def _inject(model: PreTrainedModel, section: LoraSection, path: str) -> "tuple[LoraConfig, dict[str, LoraLayer]]":
-    """Let peft replace the layers and freeze the rest."""
+def _inject(
+    model: PreTrainedModel, section: LoraSection, path: str, chosen: set[str]
+) -> "tuple[LoraConfig, dict[str, LoraLayer]]":
+    """Let peft replace the chosen layers and freeze the rest."""
     from peft import LoraConfig, TaskType, inject_adapter_in_model
     from peft.tuners.lora import Linear, LoraLayer
 
     targets = section.target_modules
+    if targets == "all-linear" and has_fused_experts(model):  # for peft that has their fused experts, too
+        targets = tuple(sorted(set(map(_end, chosen))))
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,

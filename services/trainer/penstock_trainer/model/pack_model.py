@@ -14,7 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from penstock_trainer.batching.packing import Pack
+from penstock_trainer.batching.routes import OWN_ROUTE
 from penstock_trainer.model.attention import attention_arguments, use_trie_attention
+from penstock_trainer.model.experts import ExpertUse, use_grouped_experts
+from penstock_trainer.model.routing import RouterReplay
+from penstock_trainer.model.sequences import padded_rows, sequence_hidden_states, unshareable_layers
 from penstock_trainer.model.token_logprobs import Projection, is_plain, logprobs_of_logits, projected_logprobs
 
 # float32 logits of one chunk of the vocabulary projection. On a CPU 256 rows of SmolLM2 (48 MiB) are as fast per row as
@@ -29,6 +33,10 @@ def output_embeddings(model: PreTrainedModel) -> nn.Module:
 def hidden_states(
     model: PreTrainedModel, token_ids_P: Tensor, positions_P: Tensor, subtree_end_P: Tensor, dtype: torch.dtype
 ) -> Tensor:
+    """[P, D] of a pack: of a trie, or of separate sequences if the model sees no trie."""
+    if unshareable_layers(model):
+        rows_P = padded_rows(positions_P)
+        return sequence_hidden_states(model, token_ids_P, rows_P, int(positions_P.max()) + 1)
     output = model.base_model(
         input_ids=token_ids_P[None],
         position_ids=positions_P[None],
@@ -38,6 +46,13 @@ def hidden_states(
     return cast(Tensor, output.last_hidden_state[0])
 
 
+def prepare_passes(model: PreTrainedModel) -> None:
+    """Make the model compute packs: how it attends, and how rows go through its experts."""
+    if not unshareable_layers(model):
+        use_trie_attention(model)
+    use_grouped_experts(model)
+
+
 class PackModel:
     """A model's log-probabilities of packs, computed in float32 or under bfloat16 autocast.
 
@@ -45,14 +60,25 @@ class PackModel:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, dtype: torch.dtype, temperature: float, gradient_checkpointing: bool = False
+        self,
+        model: PreTrainedModel,
+        *,
+        dtype: torch.dtype,
+        temperature: float,
+        gradient_checkpointing: bool = False,
+        router_replay: bool = False,
     ) -> None:
+        """`router_replay`: rows of a pack that have experts are routed through them; else nobody's are looked at."""
         self.model = model
+        self.shares_prefixes = not unshareable_layers(model)
         self._dtype = dtype
         self._temperature = temperature
         self._head = output_embeddings(model)
         self._vocab_size = model.config.get_text_config().vocab_size
-        use_trie_attention(model)
+        prepare_passes(model)
+        self._replay = RouterReplay(model) if router_replay else None
+        self._use = ExpertUse(model)
+        self._last_rows_P: Tensor | None = None
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.train()  # the only mode in which layers recompute; there is no dropout
@@ -65,6 +91,7 @@ class PackModel:
         The entropy has a gradient only with `entropy_gradient`. `temperature`: the sampler's if none is given.
         """
         temperature = self._temperature if temperature is None else temperature
+        self._route(pack)
         # A pack uses each weight once, so a cache of cast weights saves nothing; and torch's is one for all threads.
         with torch.autocast(
             pack.token_ids_P.device.type,
@@ -95,6 +122,23 @@ class PackModel:
                 logprobs.append(logprob_u)
                 entropies.append(entropy_r)
             return torch.cat(logprobs), torch.cat(entropies)
+
+    def expert_use(self) -> tuple[tuple[int, ...], ...]:
+        """[layers][experts]: how many rows of the last pack each expert got; empty without experts."""
+        return self._use.of_last_pass(self._last_rows_P) if self._use.is_known else ()
+
+    def _route(self, pack: Pack) -> None:
+        """Force the pack's experts upon the routers, and note which rows of the pass are the pack's."""
+        self._last_rows_P = None if self.shares_prefixes else padded_rows(pack.positions_P)
+        if self._replay is None:
+            return
+        experts_PW = pack.experts_PW
+        if experts_PW is not None and self._last_rows_P is not None:
+            num_tokens = int(pack.positions_P.max()) + 1
+            num_rows = -(-(int(self._last_rows_P.max()) + 1) // num_tokens) * num_tokens
+            padded = experts_PW.new_full((num_rows, experts_PW.shape[1]), OWN_ROUTE)
+            experts_PW = padded.index_copy_(0, self._last_rows_P, experts_PW)
+        self._replay.force(experts_PW)
 
     def _product_dtype(self, hidden_RD: Tensor) -> torch.dtype:
         """That of autocast if it is on; else that of the hidden states (FSDP casts them itself)."""

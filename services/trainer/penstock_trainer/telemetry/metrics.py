@@ -41,6 +41,8 @@ STATISTICS = {
     "ratio_min": "Smallest ratio of policy to sampler of a trained token",
     "ratio_mean": "Mean ratio of policy to sampler",
     "ratio_max": "Largest ratio of policy to sampler of a trained token",
+    "expert_entropy": "Entropy of the use of experts, mean over layers, 0 to 1: 1 if all are used alike",
+    "expert_busiest_share": "Largest share that one expert got of its layer's routed rows",
     "learning_rate": "Learning rate of the last step",
     "reward_std": "Standard deviation of the rewards of the last batch",
     "reward_min": "Smallest reward of the last batch",

@@ -72,7 +72,11 @@ class LiveWeights(Weights):
 
 
 class LazyWeights(Weights):
-    """The published weights of a model that is sharded or adapted: each is made when it is read."""
+    """The published weights of a model that is sharded or adapted: each is made when it is read.
+
+    A master that is published in parts, as the experts of a layer are, is made once for all of them, and each part is
+    let go when it is read. So read them in their order, and before the weights change.
+    """
 
     def __init__(self, model: PreTrainedModel, masters: Mapping[str, Tensor], make: Callable[[str], Tensor]) -> None:
         """`masters`: master weights, used for the published shapes only. `make`: name of a weight -> its value."""
@@ -80,6 +84,7 @@ class LazyWeights(Weights):
         self._make = make
         shapes = {name: torch.empty(each.shape, device="meta") for name, each in masters.items()}
         self._shapes = {name: each.shape for name, each in _published(model, shapes).items()}
+        self._parts: dict[str, Tensor] = {}  # of the last master, those that are still to be read
         self._masters = {
             published: name for name, shape in shapes.items() for published in _published(model, {name: shape})
         }
@@ -94,8 +99,10 @@ class LazyWeights(Weights):
         return self._shapes
 
     def __getitem__(self, name: str) -> Tensor:
-        master = self._masters[name]
-        return _published(self._model, {master: self._make(master)})[name]
+        if name not in self._parts:
+            master = self._masters[name]
+            self._parts = _published(self._model, {master: self._make(master)})
+        return self._parts.pop(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)

@@ -27,6 +27,10 @@ def loaded(folder: Path, *arguments: str) -> Config:
         ('--sampling.stop [""]', "sampling.stop"),
         (f"--sampling.stop [{','.join(map(str, 'x' * 33))}]", "sampling.stop"),
         ("--sampling.ignore_eos true --agent.environment my:Env --agent.max_tokens 512", "sampling.ignore_eos true"),
+        (
+            "--actor.router_replay true --agent.environment my:Env --agent.max_tokens 512",
+            "actor.router_replay true: the calls of an episode do not record",
+        ),
         ("--sampling.ignore_eos true --loss.truncated leave_out", "every completion would be truncated"),
         ("--sampling.top_p 0.9", "top_p is eval.top_p here (of evaluation only"),
         ("--sampling.min_p 0.1", "eval.min_p"),

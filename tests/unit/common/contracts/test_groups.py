@@ -33,6 +33,7 @@ from penstock.contracts import (
     unpack_float32,
     unpack_int32,
 )
+from penstock.contracts.trajectories import RoutedExperts
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # other tests share the cores
 
@@ -77,7 +78,15 @@ def completions(draw: st.DrawFn) -> Completion:
         spans=spans_of(draw, len(ids)),
         text=draw(st.text(max_size=5)),
         finish_reason=draw(st.sampled_from(("stop", "length", "abort"))),
+        experts=draw(st.none() | routed_experts(max(0, len(ids) - 1))),
     )
+
+
+@st.composite
+def routed_experts(draw: st.DrawFn, num_rows: int) -> RoutedExperts:
+    size = draw(st.sampled_from((1, 2)))
+    data = draw(st.binary(min_size=num_rows * 3 * size, max_size=num_rows * 3 * size))
+    return RoutedExperts(3, "uint8" if size == 1 else "uint16", data)
 
 
 scores = st.builds(Score, floats) | st.builds(Score, st.none(), st.text(min_size=1, max_size=5))
@@ -118,7 +127,9 @@ def scored_groups(draw: st.DrawFn) -> ScoredGroup:
     size = draw(st.integers(1, 3))
     if draw(st.booleans()):
         members = tuple(draw(completions()) for _ in range(size))
-        group = RolloutGroup(draw(tickets(size)), members, "http://server", 1.0, 2.0)
+        ticket = draw(tickets(size))
+        prompt = draw(st.none() | routed_experts(ticket.num_prompt_tokens))
+        group = RolloutGroup(ticket, members, "http://server", 1.0, 2.0, prompt_experts=prompt)
     else:
         made = tuple(draw(episodes()) for _ in range(size))
         group = RolloutGroup(draw(tickets(size, "envs:Guess")), (), "agent-1", 1.0, 2.0, episodes=made)
@@ -264,6 +275,26 @@ def test_a_score_of_an_earlier_release_is_read_and_one_function_costs_nothing() 
     fields = {**msgspec.msgpack.decode(encode(ScoredGroup(group, (Score(1.0),)))), "scores": [{"value": 0.5}]}
     del fields["functions"]
     assert decode(msgspec.msgpack.encode(fields), ScoredGroup) == ScoredGroup(group, (Score(0.5),))
+
+
+def test_a_group_of_an_earlier_release_is_read_and_no_experts_cost_nothing() -> None:
+    """Recorded steps hold such groups."""
+    group = RolloutGroup(example_ticket(), (Completion(b"", b"", b"", (), "", "abort"),), "s", 0.0, 1.0)
+    fields = msgspec.msgpack.decode(encode(group))
+    assert not {"experts", "prompt_experts"} & {*fields, *fields["completions"][0]}
+    earlier = msgspec.msgpack.encode({**fields, "episodes": []})
+    assert decode(earlier, RolloutGroup) == group
+
+
+def test_experts_are_of_the_tokens_that_they_are_beside() -> None:
+    rows = RoutedExperts(2, "uint8", bytes(4))
+    with pytest.raises(ValueError, match="experts of 2 tokens: expected all of 2 but the last"):
+        Completion(b"12345678", None, b"12345678", (SPAN,), "", "stop", rows)
+    empty = Completion(b"", b"", b"", (), "", "abort")
+    with pytest.raises(ValueError, match="experts of 2 tokens of a prompt of"):
+        RolloutGroup(example_ticket(), (empty,), "s", 0.0, 1.0, prompt_experts=rows)
+    with pytest.raises(ValueError, match="3 bytes of experts: expected rows of 2 uint8"):
+        RoutedExperts(2, "uint8", bytes(3))
 
 
 def sampled(ids: bytes = b"12345678", spans: tuple[VersionSpan, ...] = (SPAN,), parent: int = 0) -> Node:

@@ -71,7 +71,7 @@ def part_of(group: RolloutGroup, extra: int = 0) -> bytes:
     """What a service writes that keeps texts; `extra`: its first trajectories once more."""
     if group.ticket.environment:
         return encode(EpisodesPart((*group.episodes, *group.episodes[:extra])))
-    return encode(CompletionsPart((*group.completions, *group.completions[:extra])))
+    return encode(CompletionsPart((*group.completions, *group.completions[:extra]), group.prompt_experts))
 
 
 @given(scored_groups())

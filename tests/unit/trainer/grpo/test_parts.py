@@ -100,3 +100,13 @@ def test_importance_weighted_estimates_are_unbiased_and_unweighted_ones_on_polic
     for estimator in estimators:
         estimate = float((weights * grpo.kl_estimate(own - reference, estimator)).sum())
         assert estimate == pytest.approx(divergence, abs=1e-9)
+
+
+def test_figures_of_experts_add_up_over_micro_batches() -> None:
+    first, second = grpo.ExpertSums(((3, 1, 0, 0), (1, 1, 1, 1))), grpo.ExpertSums(((1, 3, 0, 0), (1, 1, 1, 1)))
+    assert (first + second).counts == ((4, 4, 0, 0), (2, 2, 2, 2))
+    assert (grpo.ExpertSums() + first).counts == first.counts == (first + grpo.ExpertSums()).counts
+    figures = (first + second).figures
+    assert figures["busiest_share"] == 0.5
+    assert figures["entropy"] == pytest.approx((math.log(2) / math.log(4) + 1) / 2)
+    assert grpo.ExpertSums().figures == {}

@@ -14,6 +14,8 @@ from penstock_launch.__main__ import run
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.learner.learner import Learner
 from tests.unit.trainer.episode_groups import branching_group
+from tests.unit.trainer.model.families import save_family
+from tests.unit.trainer.model.noisy_sampler import routed_group
 from tests.unit.trainer.offline.recorded_run import (
     CHECKPOINT_AFTER,
     NUM_STEPS,
@@ -45,6 +47,15 @@ def test_a_replay_gives_the_recorded_digests_and_writes_nothing(
     assert verdicts(output) == equal_from(start, end)
     assert f"{end - start} of {end - start} steps have the recorded digest, and none another" in output
     assert tree(recorded.folder) == before
+
+
+def test_a_step_is_replayed_through_its_recorded_experts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_family("qwen3_moe", tmp_path / "model")
+    actor = {"path": str(tmp_path / "model"), "dtype": "float32", "group_size": 4, "router_replay": True}
+    config = write_config(tmp_path, actor=actor)
+    record(tmp_path, config, groups_of=lambda step: list(map(routed_group, example_groups(seed=step))))
+    assert RecordedRun(tmp_path).command("replay") == 0
+    assert verdicts(capsys.readouterr().out) == equal_from(0)
 
 
 def test_lead_in_steps_are_marked(recorded: RecordedRun, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 An answer whose parts disagree is an EngineError, never a completion.
 """
 
+import base64
 import json
 import math
 from array import array
@@ -14,6 +15,7 @@ from typing import Any
 import msgspec
 
 from penstock.contracts import FinishReason
+from penstock.contracts.trajectories import RoutedExperts
 from penstock.engine_limits import longest_sequence
 from penstock.errors import ConfigError, EngineError
 from penstock_rollout.engine.types import Answer, AnsweredSpan, EngineInfo, GroupAnswer
@@ -85,6 +87,7 @@ class _Meta(msgspec.Struct, frozen=True):
     weight_versions: list[_Span] | None = None
     weight_version: Any = ""
     cached_tokens: int | None = None
+    routed_experts: str | None = None
 
 
 class _Item(msgspec.Struct, frozen=True):
@@ -96,13 +99,20 @@ class _Item(msgspec.Struct, frozen=True):
 _group_decoder = msgspec.json.Decoder(list[_Item])
 
 
-def read_group(body: bytes, num_completions: int) -> GroupAnswer:
-    """The completions, from the answer of /generate to a list of prompts."""
+def read_group(body: bytes, num_completions: int, num_prompt_tokens: Sequence[int] | None = None) -> GroupAnswer:
+    """The completions, from the answer of /generate to a list of prompts.
+
+    `num_prompt_tokens`: of each prompt, if the experts of all tokens were asked for.
+    """
     try:
         items = _group_decoder.decode(body)
         if len(items) != num_completions:
             raise EngineError(f"SGLang answered {len(items)} times to a request for {num_completions} completions")
-        return tuple(map(_read, items))
+        answers = tuple(map(_read, items))
+        if num_prompt_tokens is None:
+            return answers
+        found = zip(answers, items, num_prompt_tokens, strict=True)
+        return tuple(_with_experts(answer, item.meta_info.routed_experts, num) for answer, item, num in found)
     except (msgspec.DecodeError, UnicodeDecodeError, OverflowError) as error:
         raise EngineError(f"SGLang's answer lacks a part: {error}; expected version 0.5.21 or newer") from error
 
@@ -129,6 +139,43 @@ def _read(item: _Item) -> Answer:
         str(meta.weight_version),
         meta.cached_tokens or 0,
     )
+
+
+def _with_experts(answer: Answer, encoded: str | None, num_prompt_tokens: int) -> Answer:
+    """The answer with the experts of its sequence: SGLang's int32[tokens but the last, layers, top-k] in base64.
+
+    An answer that an abort cut may lack them, or those of its last tokens: the request that continues it has them.
+    """
+    num_rows = num_prompt_tokens + len(answer.token_ids) - 1
+    if num_rows < 1:  # nothing was sampled, after one token
+        return answer
+    if not encoded:
+        if answer.finish_reason == "abort":
+            return answer
+        raise EngineError(
+            "SGLang answered without routed experts: expected a mixture of experts, and a server that was started with "
+            "--enable-return-routed-experts; set actor.router_replay to false"
+        )
+    try:
+        experts = _packed_experts(base64.b64decode(encoded, validate=True), num_rows)
+    except ValueError as error:
+        raise EngineError(f"SGLang's routed experts cannot be read: {error}") from error
+    return replace(answer, experts=experts)
+
+
+def _packed_experts(data: bytes, num_rows: int) -> RoutedExperts:
+    """int32 as uint8 or uint16, if all fit. ValueError if they are of other rows."""
+    count, rest = divmod(len(data), 4)
+    if rest or num_rows < 1 or not count or count % num_rows:
+        raise ValueError(f"{len(data)} bytes for {num_rows} tokens: expected int32, as many for each token")
+    lowest, second, *highest = (data[byte::4] for byte in range(4))
+    if any(each.count(0) != count for each in highest):
+        raise ValueError("it has a number below 0, or above 65535")
+    if second.count(0) == count:
+        return RoutedExperts(count // num_rows, "uint8", lowest)
+    pairs = bytearray(2 * count)
+    pairs[::2], pairs[1::2] = lowest, second
+    return RoutedExperts(count // num_rows, "uint16", bytes(pairs))
 
 
 def _logprobs(pairs: Sequence[_Pair]) -> "array[float]":

@@ -32,11 +32,12 @@ def command(
     *,
     overlap: bool = True,
     gives_up_memory: bool = False,
+    returns_experts: bool = False,
 ) -> list[str]:
     """The launcher's command line. `extra_args` come last, so they override the others.
 
     `overlap`: whether a token may be sampled before the previous one has been recorded. `gives_up_memory`: whether it
-    can give its GPU memory up.
+    can give its GPU memory up. `returns_experts`: whether it can return the experts of tokens.
     """
     arguments = {
         "--model-path": model_path,
@@ -61,6 +62,8 @@ def command(
         total_tokens = total_tokens or CPU_MAX_TOTAL_TOKENS
     elif gives_up_memory:
         flags.append("--enable-memory-saver")  # without it SGLang answers, and keeps the memory
+    if returns_experts:
+        flags.append("--enable-return-routed-experts")
     if not overlap:
         flags.append("--disable-overlap-schedule")
     if section.tensor_parallel_size > 1:

@@ -54,8 +54,11 @@ class SGLangGeneration:
             "return_logprob": True,
             "extra_key": self._cache_key,
         }
+        if with_experts := any(request.with_experts for request in requests):
+            body["return_routed_experts"] = True
         answer = await self._connection.content("POST", "/generate", body, self._request_timeout_seconds)
-        group = read_group(answer, len(requests))
+        num_prompt_tokens = [len(request.prompt_ids) for request in requests] if with_experts else None
+        group = read_group(answer, len(requests), num_prompt_tokens)
         for request, completion in zip(requests, group, strict=True):
             self._require_full_length(request, completion)
         return group

@@ -55,13 +55,15 @@ class StartedServer:
         *,
         overlap: bool = True,
         gives_up_memory: bool = False,
+        returns_experts: bool = False,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        """`overlap`, `gives_up_memory`: see `arguments.command`. `environ`: what the server inherits."""
+        """`overlap`, `gives_up_memory`, `returns_experts`: see `arguments.command`. `environ`: what it inherits."""
         self.url = ""
         self._environ = environ
         self._overlap = overlap
         self._gives_up_memory = gives_up_memory
+        self._returns_experts = returns_experts
         self._section = section
         self._model_path = model_path
         self._log_path = log_path
@@ -103,6 +105,7 @@ class StartedServer:
             port,
             overlap=self._overlap,
             gives_up_memory=self._gives_up_memory,
+            returns_experts=self._returns_experts,
         )
         inherited = {**folder.variables(device), **self._environ, "TMPDIR": str(folder.path)}
         try:
@@ -288,9 +291,11 @@ def make_server(
     pause_mode: PauseMode = "retract",
     *,
     gives_up_memory: bool = False,
+    returns_experts: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> EngineServer:
-    """The server of the configuration. `gives_up_memory`: see `arguments.command`. `environ`: what it inherits.
+    """The server of the configuration. `gives_up_memory`, `returns_experts`: see `arguments.command`. `environ`: what
+    it inherits.
 
     Overlap is off with pause mode `in_place`: a paused server would have sampled one token without recording it, and
     would later report it with the next weights.
@@ -303,6 +308,7 @@ def make_server(
         log_path,
         overlap=pause_mode != "in_place",
         gives_up_memory=gives_up_memory,
+        returns_experts=returns_experts,
         environ=environ,
     )
 

@@ -9,9 +9,9 @@ script as `__mp_main__`), so its module level does what each process needs:
 2. On a CPU, it defines names that SGLang imports but never uses there: operators of torchvision, whose PyPI build needs
    a torch for CUDA, and `sgl_kernel`, which needs AMX or (next to a torch for CUDA) a driver. It also removes the wait
    for a GPU from SGLang's checksums of weights.
-3. On a CPU, it registers hooks for prefetching weights, batched attention, prefill of equal prompts, receiving weights
-   and seeded sampling (`prefetch`, `attention`, `prefill`, `receive`, `sampling`) in SGLang's own hook registry. The
-   scheduler applies them before it loads the model.
+3. On a CPU, it registers hooks for prefetching weights, batched attention, prefill of equal prompts, receiving weights,
+   seeded sampling and recorded experts (`prefetch`, `attention`, `prefill`, `receive`, `sampling`, `experts`) in
+   SGLang's own hook registry. The scheduler applies them before it loads the model.
 4. On a GPU, the first process lets SGLang find the compiler that pip has installed (`toolkit`).
 
 Started as: python launcher.py DEVICE [arguments of sglang.launch_server]
@@ -92,14 +92,15 @@ def register_hooks() -> None:
     """Register the CPU hooks in SGLang; each process that needs them applies them itself."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    prefetch, attention, prefill, receive, sampling = map(
-        _beside, ("prefetch", "attention", "prefill", "receive", "sampling")
+    prefetch, attention, prefill, receive, sampling, experts = map(
+        _beside, ("prefetch", "attention", "prefill", "receive", "sampling", "experts")
     )
     for target, hook in {
         **prefetch.hooks(),
         **attention.hooks(),
         **prefill.hooks(),
         **receive.hooks(),
+        **experts.hooks(),
         **sampling.around_hooks(),
     }.items():
         HookRegistry.register(target, hook, HookType.AROUND)

@@ -11,6 +11,7 @@ Shapes: B sequences, U of them distinct, T new tokens of all sequences.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ def hooks() -> dict[str, Hook]:
 def execute(original: Hook, runner: Any, forward_batch: Any, *arguments: Any, **options: Any) -> Any:
     """Run one forward pass, over the distinct sequences only if the batch is a plain prefill."""
     pool = getattr(runner.model_runner, "token_to_kv_pool", None)
-    if not (_plain(forward_batch) and hasattr(pool, "k_buffer") and hasattr(pool, "v_buffer")):
+    if _records_experts() or not (_plain(forward_batch) and hasattr(pool, "k_buffer") and hasattr(pool, "v_buffer")):
         return original(runner, forward_batch, *arguments, **options)
     kept_U, kind_B = _kinds(forward_batch, runner.model_runner.req_to_token_pool.req_to_token)
     if len(kept_U) == len(kind_B):
@@ -45,6 +46,12 @@ def execute(original: Hook, runner: Any, forward_batch: Any, *arguments: Any, **
     source = [row for kind in kind_B for row in token_rows[kept_U[kind]]]
     _copy_keys_and_values(pool, forward_batch.out_cache_loc, torch.tensor(source))
     return output
+
+
+def _records_experts() -> bool:
+    """Whether SGLang records the experts of each row: it would find none of the sequences that are left out."""
+    capturer = sys.modules.get("sglang.srt.state_capturer.routed_experts")
+    return capturer is not None and capturer.get_global_experts_capturer() is not None
 
 
 def _plain(batch: Any) -> bool:
