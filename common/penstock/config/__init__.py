@@ -1,6 +1,7 @@
 """The configuration, from one place: the tree, its sections, and nothing else."""
 
 from penstock.config.agent import AgentSection
+from penstock.config.data import ColumnsSection, DataSection, DatasetSection, TrainingSet, TrainSetSection
 from penstock.config.loss import LossSection
 from penstock.config.ray import RaySection
 from penstock.config.services import (
@@ -17,9 +18,6 @@ from penstock.config.slurm import SlurmComponentSection, SlurmSection
 from penstock.config.training import (
     ActorSection,
     CheckpointSection,
-    ColumnsSection,
-    DataSection,
-    DatasetSection,
     EvalSection,
     LoraSection,
     OptimizerSection,
@@ -57,6 +55,8 @@ __all__ = [
     "SlurmSection",
     "StalenessSection",
     "TrackingSection",
+    "TrainSetSection",
     "TrainerSection",
+    "TrainingSet",
     "WeightsSection",
 ]

@@ -1,7 +1,7 @@
 """The keys of the configuration: which there are, and what each holds.
 
 A key is a section, a mapping such as `reward.functions`, an entry of a mapping, or a plain value. Names of entries are
-the user's: they are not listed, and may have dots.
+the user's: they are not listed, and may have dots, unless the entries are sections (`data.train_sets`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,8 @@ class Key:
 def find_key(dotted: str, model: type[BaseModel] = Config) -> Key | None:
     """The key `dotted`, such as `optimizer.lr` or `reward.functions.my.module:score`; None if there is none.
 
-    Behind a mapping of plain values all is one name, dots included; behind one of anything, dots lead deeper.
+    Behind a mapping of plain values all is one name, dots included; behind one of anything, dots lead deeper; behind
+    one of sections, the first part is the name, and the rest a key of the section.
     """
     name, dot, rest = dotted.partition(".")
     field = model.model_fields.get(name)
@@ -41,6 +42,10 @@ def find_key(dotted: str, model: type[BaseModel] = Config) -> Key | None:
     if get_origin(field.annotation) is not dict:
         return None
     values = get_args(field.annotation)[1]
+    if (entry := entry_section(field.annotation)) is not None:
+        first, dot, key = rest.partition(".")
+        inner = find_key(key, entry) if dot else Key((), entry)
+        return Key((name, first, *inner.path), inner.holds, is_entry=True) if first and inner else None
     names = rest.split(".") if values is Any else [rest]
     return Key((name, *names), values, is_entry=True) if all(names) else None
 
@@ -52,6 +57,18 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[st
         section = section_type(field.annotation)
         if section is not None:
             yield from known_keys(section, f"{prefix}{name}.")
+
+
+def entry_keys(dotted: str, model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every key of the entry of a mapping of sections in which `dotted` would be: `data.train_sets.easy.path`, ..."""
+    name, _, rest = dotted.partition(".")
+    field = model.model_fields.get(name)
+    if field is None:
+        return
+    if (section := section_type(field.annotation)) is not None:
+        yield from entry_keys(rest, section, f"{prefix}{name}.")
+    elif (entry := entry_section(field.annotation)) is not None and "." in rest:
+        yield from known_keys(entry, f"{prefix}{name}.{rest.partition('.')[0]}.")
 
 
 def flat(tree: Mapping[str, Any], model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -68,8 +85,15 @@ def flat(tree: Mapping[str, Any], model: type[BaseModel] = Config, prefix: str =
             yield f"{prefix}{name}", value
 
 
+def entry_section(annotation: Any) -> type[BaseModel] | None:
+    """The section class of the entries of a field's annotation (`dict[str, Section]`), if it is such a mapping."""
+    return section_type(get_args(annotation)[1]) if get_origin(annotation) is dict else None
+
+
 def section_type(annotation: Any) -> type[BaseModel] | None:
     """The section class of a field's annotation (`Section` or `Section | None`), if it is one."""
+    if get_origin(annotation) is dict:
+        return None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate

@@ -14,7 +14,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from penstock.config.keys import flat, section_type
+from penstock.config.keys import entry_section, flat, section_type
 from penstock.config.reference.hints import unknown_keys
 from penstock.config.secrets import shown_url
 from penstock.config.sources import (
@@ -132,6 +132,10 @@ def _unknown(values: Mapping[str, Any], model: type[BaseModel], prefix: str) -> 
             yield f"{prefix}{name}", value
         elif section is not None and isinstance(value, Mapping):
             yield from _unknown(value, section, f"{prefix}{name}.")
+        elif (entry := entry_section(field.annotation)) is not None and isinstance(value, Mapping):
+            for each, inner in value.items():
+                if isinstance(inner, Mapping):
+                    yield from _unknown(inner, entry, f"{prefix}{name}.{each}.")
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:

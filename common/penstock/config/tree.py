@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from penstock.config.agent import AgentSection
+from penstock.config.data import DataSection, TrainSetSection
 from penstock.config.loss import LossSection
 from penstock.config.ray import RaySection
 from penstock.config.secrets import check_token
@@ -26,7 +27,6 @@ from penstock.config.slurm import SlurmSection
 from penstock.config.training import (
     ActorSection,
     CheckpointSection,
-    DataSection,
     EvalSection,
     OptimizerSection,
     RefSection,
@@ -52,7 +52,8 @@ class Config(Section):
     kl_ctl: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the KL divergence from the reference policy in the loss."""
     total_train_epochs: Count = 1
-    """Passes over the training prompts."""
+    """Passes over the training prompts; of several sets (`data.train_sets`), as many draws as they have prompts
+    together count as one."""
     optimizer: OptimizerSection = OptimizerSection()
     """The optimizer."""
     loss: LossSection = LossSection()
@@ -170,7 +171,7 @@ class Config(Section):
             raise ValueError(f"trainer.take_turns is on and {reason}")
         if not self.reward.functions:
             raise ValueError("reward.functions is empty: expected at least one function and its weight")
-        if not self.data.train.path:
+        if not self.data.train_sets and not self.data.train.path:
             raise ValueError("data.train.path is empty: expected a JSONL file, a dataset or a reasoning-gym task")
         return self
 
@@ -263,16 +264,18 @@ class Config(Section):
                 "the limit of one turn. Expected a constant length of an episode; set loss.norm_length, for example "
                 f"to {self.agent.max_tokens} (agent.max_tokens)"
             )
-        if self.data.template_options:
-            return (
-                f"data.template_options holds {', '.join(self.data.template_options)}: the agent service renders "
-                "messages, with the defaults of the chat template; expected no options"
-            )
-        if self.data.prompt_template:
-            return (
-                "data.prompt_template is set: the agent service renders messages, and an environment says what it asks "
-                "(reset); expected no template. data.system_prompt can hold an instruction"
-            )
+        sections: list[tuple[str, DataSection | TrainSetSection]] = [("data", self.data)]
+        for key, section in sections + [(each.key, each.section) for each in self.data.training_sets]:
+            if section.template_options:
+                return (
+                    f"{key}.template_options holds {', '.join(section.template_options)}: the agent service renders "
+                    "messages, with the defaults of the chat template; expected no options"
+                )
+            if section.prompt_template:
+                return (
+                    f"{key}.prompt_template is set: the agent service renders messages, and an environment says what "
+                    f"it asks (reset); expected no template. {key}.system_prompt can hold an instruction"
+                )
         return ""
 
     @property

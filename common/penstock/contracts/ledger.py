@@ -24,6 +24,7 @@ class RunRecord(Contract, frozen=True, tag_field="record", tag="run"):
 
     model: fingerprint of the weights that training began with; model_path: where they were, for messages. lora: the
     adapter in words; empty: all weights are trained. An older ledger has "" as model, and says nothing of either.
+    draws: how prompts are drawn, in words; "": each epoch visits them once, in the order of `permutation(seed, epoch)`.
     """
 
     dataset_digest: str
@@ -34,6 +35,7 @@ class RunRecord(Contract, frozen=True, tag_field="record", tag="run"):
     model: str = ""
     model_path: str = ""
     lora: str = ""
+    draws: str = ""
 
 
 class StepRecord(Contract, frozen=True, tag_field="record", tag="step"):
@@ -81,6 +83,7 @@ class DropRecord(Contract, frozen=True, tag_field="record", tag="drop", omit_def
 
     why: the words of the service that could not use its message. num_completions: of its group; 0: there was none.
     failures: why some of them have no reward, each with their number. An older ledger has none of these.
+    dataset: the ticket's set of training prompts; "" if the run has one.
     """
 
     ticket: int
@@ -88,6 +91,7 @@ class DropRecord(Contract, frozen=True, tag_field="record", tag="drop", omit_def
     why: str = ""
     num_completions: int = 0
     failures: dict[str, int] = msgspec.field(default_factory=dict)
+    dataset: str = ""
 
 
 class CheckpointRecord(Contract, frozen=True, tag_field="record", tag="checkpoint"):

@@ -9,7 +9,7 @@ from penstock.config import Config
 from penstock.model_path import check_model_path
 from penstock.runtime.lifeline import die_with_parent
 from penstock.runtime.service import Service, main
-from penstock_trainer.data.datasets import load_rows
+from penstock_trainer.data.datasets import load_rows, load_training_rows
 from penstock_trainer.data.rows import require_rewards
 from penstock_trainer.distributed.rank import RankInfo, service_name
 from penstock_trainer.telemetry.trackers import require_trackers
@@ -29,7 +29,7 @@ async def start(config: Config) -> None:
     check_model_path(config.actor.path, "actor.path")
     require_trackers(config.tracking)
     of_episodes = config.agent.enabled
-    train = load_rows(config.data.train, of_episodes=of_episodes)
+    train = load_training_rows(config.data, of_episodes=of_episodes)
     held_out = load_rows(config.data.eval, "data.eval", of_episodes=of_episodes) if config.data.eval else []
     require_rewards([*train, *held_out], config.reward.functions)
     # Importing torch takes seconds: errors that can be found without it have been reported before.

@@ -6,7 +6,7 @@ each gets what it uses.
 
 import asyncio
 from collections.abc import Coroutine
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from penstock.view.app import add_page
 from penstock.view.runs import Runs
 from penstock.weights.relay import Relay
 from penstock_trainer.app import trainer_app
+from penstock_trainer.batching.training_sets import set_figures
 from penstock_trainer.checkpoints.folders import Checkpoints
 from penstock_trainer.checkpoints.history import History
 from penstock_trainer.checkpoints.settings import StepConfigs
@@ -39,7 +40,7 @@ from penstock_trainer.data.run_prompts import Prompts
 from penstock_trainer.heartbeat import Sampler
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.non_finite import NonFiniteSteps
-from penstock_trainer.learner.recipe import advantage_test, gradient_test, make_recipe
+from penstock_trainer.learner.recipe import advantage_test, gradient_test, make_recipe, signal_test
 from penstock_trainer.loop import Trainer
 from penstock_trainer.releases import Origin, Releases
 from penstock_trainer.reports import Reports
@@ -234,6 +235,7 @@ class Assembly:
             drop=self.history.drop,
             dropped=self.reports.dropped,
             buried=self.buried.note,
+            set_of=self.draws.set_of,
         )
 
     @cached_property
@@ -390,6 +392,7 @@ class Assembly:
             LastLines(self.folder / DROPPED_FILE),
             self.sample_writer,
             max_lag=self.config.staleness.max_lag,
+            set_figures=partial(set_figures, set_of=self.draws.set_of, has_signal=signal_test(self.config)),
         )
 
     @cached_property

@@ -14,12 +14,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from penstock.config.keys import section_type
+from penstock.config.keys import entry_section, section_type
 from penstock.config.reference.other_names import OtherName, other_names_of
 from penstock.config.tree import Config
 
 LIMITS = {"ge": ">= {}", "gt": "> {}", "le": "<= {}", "lt": "< {}"}
 POWER_OF_TWO_FROM = 2**20  # from here on a power of two is easier to read than its digits
+ENTRY = "NAME"  # stands for the name that the user gives an entry
 SHORTEST_PART = 3  # letters; a shorter word is looked for as a full word only: `n` is in almost every key
 
 
@@ -39,13 +40,15 @@ class DescribedKey:
 
 
 def described_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[DescribedKey]:
-    """Every key that holds a value, in the order of the tree."""
+    """Every key that holds a value, in the order of the tree; of a mapping of sections, those of an entry NAME too."""
     for name, field in model.model_fields.items():
         section = section_type(field.annotation)
         if section is None:
             yield described(f"{prefix}{name}", field)
         else:
             yield from described_keys(section, f"{prefix}{name}.")
+        if (entry := entry_section(field.annotation)) is not None:
+            yield from described_keys(entry, f"{prefix}{name}.{ENTRY}.")
 
 
 def described(key: str, field: FieldInfo) -> DescribedKey:
@@ -61,7 +64,7 @@ def search(words: list[str]) -> list[DescribedKey]:
     wanted = [word.lower().replace("-", "_").strip(".") for word in words]
     ranked = []
     for key in described_keys():
-        if wanted == [key.name]:
+        if wanted == [key.name.lower()]:
             return [key]
         ranks = [_rank(word, key) for word in wanted]
         if None not in ranks:
@@ -93,6 +96,8 @@ def type_text(annotation: Any) -> str:
         return f"list of {type_text(arguments[0])}"
     if origin is Annotated:
         return type_text(arguments[0])
+    if entry_section(annotation) is not None:
+        return "mapping of text to keys"
     if origin is dict:
         return f"mapping of {type_text(arguments[0])} to {type_text(arguments[1])}"
     if origin in (Union, types.UnionType):

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from penstock.config.keys import find_key, known_keys
+from penstock.config.keys import entry_keys, find_key, known_keys
 from penstock.config.reference.other_names import OtherName, called, ending_like
 
 SLIP = 0.8  # share of letters; two letters that changed places in a short key
@@ -41,6 +41,8 @@ def _nested(key: str) -> str:
 
 def hint(key: str) -> str:
     """What to write instead of the unknown `key`, behind a semicolon."""
+    if of_entry := list(entry_keys(key)):
+        return _meant(difflib.get_close_matches(key, of_entry, n=1, cutoff=SIMILAR) or of_entry)
     known = list(known_keys())
     if theirs := called(key):
         return _translated(theirs)

@@ -6,11 +6,12 @@ interpreter, a row and the name of a reward are judged by the functions with whi
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from penstock.absent_path import looked_for
-from penstock.config import AgentSection, Config, DatasetSection
+from penstock.config import AgentSection, Config, DatasetSection, TrainingSet
 from penstock.errors import ConfigError, PenstockError
 from penstock.model_path import check_model_path
 from penstock.workers.source_names import why_absent
@@ -45,7 +46,7 @@ def looks(config: Config) -> list[Look]:
         Look(TITLE, MODEL, lambda: [_model(config.actor.path, "actor.path", MODEL)]),
         *([Look(TITLE, REFERENCE, partial(_reference, config))] if config.ref.path and config.kl_ctl else []),
         Look(TITLE, INTERPRETER, lambda: [interpreter_line(config)]),
-        Look(TITLE, TRAIN, lambda: [rows_line(config, config.data.train, TRAIN)]),
+        *(Look(TITLE, each.key, partial(_training, config, each)) for each in config.data.training_sets),
         *([Look(TITLE, HELD_OUT, partial(_held_out, config, held_out))] if held_out else []),
         Look(TITLE, REWARDS, lambda: [rewards_line(config)]),
         *([Look(TITLE, ENVIRONMENT, partial(_environment, config.agent))] if config.agent.environment else []),
@@ -81,15 +82,22 @@ def interpreter_line(config: Config) -> Line:
     return ok(INTERPRETER, f"{engine.python} has it")
 
 
+def _training(config: Config, each: TrainingSet) -> Sequence[Line]:
+    return [rows_line(config, each.section, each.key, each.section.reward)]
+
+
 def _held_out(config: Config, section: DatasetSection) -> Sequence[Line]:
     return [rows_line(config, section, HELD_OUT)]
 
 
-def rows_line(config: Config, section: DatasetSection, key: str) -> Line:
-    """Of the first rows of a file. What takes longer than a second to open is left to the look at all prompts."""
+def rows_line(config: Config, section: DatasetSection, key: str, reward: str = "") -> Line:
+    """Of the first rows of a file. What takes longer than a second to open is left to the look at all prompts.
+
+    reward: the function of rows that name none.
+    """
     if missing(["trainer"]):
         return not_looked_at(key, "the extra `trainer`, which reads data, is not installed here")
-    from penstock_trainer.data.datasets import load_rows
+    from penstock_trainer.data.datasets import load_rows, source_of
     from penstock_trainer.data.prompts import require_batch
     from penstock_trainer.data.rows import require_rewards
 
@@ -105,12 +113,12 @@ def rows_line(config: Config, section: DatasetSection, key: str) -> Line:
     try:
         rows = load_rows(few, key, of_episodes=config.agent.enabled)
         advice = f"Correct the rewards that {section.path} names, or reward.functions."
-        require_rewards(rows, config.reward.functions)
+        require_rewards([replace(row, reward=row.reward or reward) for row in rows], config.reward.functions)
         if key == TRAIN:
             is_limited = 0 < section.size < config.data.batch_size
             more = f"raise {key}.size" if is_limited else f"add rows to {section.path}"
             advice = f"Set data.batch_size to at most {len(rows)}, or {more}."
-            require_batch(rows, config.data.batch_size, section.path)
+            require_batch(rows, config.data.batch_size, source_of(config.data))
     except PenstockError as error:
         return problem(key, str(error), advice)
     return ok(key, f"{section.path}: the first {len(rows)} rows can be read")

@@ -13,8 +13,8 @@ from penstock.engine_limits import longest_sequence
 from penstock.errors import PenstockError
 from penstock_launch.check.rewards import Sample
 from penstock_launch.doctor.report import Line, ok, problem, warning
-from penstock_trainer.data.chat import Chat
-from penstock_trainer.data.datasets import load_rows
+from penstock_trainer.data.chat import Chats
+from penstock_trainer.data.datasets import load_rows, load_training_rows
 from penstock_trainer.data.prompts import EncodedPrompt, encode_rows, episode_rows
 from penstock_trainer.data.rows import Row, require_rewards
 from penstock_trainer.data.run_prompts import encode_prompts
@@ -30,11 +30,10 @@ BEGIN_CHARACTERS, END_CHARACTERS = 400, 200  # of a long prompt; the end is what
 def samples_of(config: Config, rows: Sequence[Row]) -> list[Sample]:
     """Rows as a reward service gets them: with the prompt after the chat template. Errors as at the trainer's start."""
     if config.agent.enabled:
-        prompts = episode_rows(rows, config.data.system_prompt)
+        prompts = episode_rows(rows, config.data.system_prompt_of)
     else:
         tokenizer = load_vocabulary(config.actor.path).tokenizer
-        chat = Chat.of_run(tokenizer, config.data)
-        prompts = encode_rows(rows, tokenizer, chat)
+        prompts = encode_rows(rows, tokenizer, Chats(tokenizer, config.data).of)
     return [
         Sample(row.place, prompt.text, prompt.answer, prompt.reward, prompt.metadata)
         for row, prompt in zip(rows, prompts, strict=True)
@@ -49,7 +48,7 @@ def prompt_lines(config: Config, seconds: float = ENCODE_SECONDS) -> list[Line]:
     of_episodes, data = config.agent.enabled, config.data
     step, note = 1, ""
     try:
-        train = load_rows(data.train, of_episodes=of_episodes)
+        train = load_training_rows(data, of_episodes=of_episodes)
         held_out = load_rows(data.eval, "data.eval", of_episodes=of_episodes) if data.eval else []
         require_rewards([*train, *held_out], config.reward.functions)
         vocabulary = load_vocabulary(config.actor.path)

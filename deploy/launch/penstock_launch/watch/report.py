@@ -113,6 +113,14 @@ def _rewards(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         meaning = "" if success is None else f": the share with a reward of at least {success:g} (eval.success)"
         yield "accuracy", f"{_before_and_after(summary, 'accuracy')}{meaning}"
     yield from _passes(summary)
+    for name, each in (summary.get("sets") or {}).items():
+        dropped = sum(each["dropped"].values())
+        groups = each["prompts"] + dropped
+        yield (
+            f"set {name}",
+            f"{each['prompts']:,} prompts trained, reward {number(each['reward_mean'])}; no signal in "
+            f"{each['no_signal']:,} of {groups:,} groups",
+        )
 
 
 def _passes(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

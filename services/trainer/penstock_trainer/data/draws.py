@@ -1,6 +1,7 @@
 """Ticket number -> ticket: its prompt, its seeds and its sampling parameters.
 
 Owns the meaning of a ticket number, which never changes within a run: any ticket can be made again at any time.
+`draw_order` has the order of the prompts.
 """
 
 from collections.abc import Sequence
@@ -9,12 +10,19 @@ from typing import Any
 from penstock.config import Config
 from penstock.contracts import Sampling, Ticket, pack_int32
 from penstock.errors import ConfigError
-from penstock.seeds import permutation, sampling_seed
+from penstock.seeds import sampling_seed
+from penstock_trainer.data.draw_order import DrawOrder, sets_of
 from penstock_trainer.data.prompts import EncodedPrompt
 
 
+def draw_order(datasets: Sequence[str], config: Config) -> DrawOrder:
+    """The order in which a run draws prompts. datasets: of each prompt, the name of its set."""
+    weights = {each.name: each.section.weight for each in config.data.training_sets}
+    return DrawOrder(config.run.seed, sets_of(datasets, weights))
+
+
 class Draws:
-    """Training draws: epoch e visits the prompts in the order of `permutation(seed, e)`."""
+    """Training draws, in the run's order."""
 
     def __init__(self, prompts: Sequence[EncodedPrompt], sampling: Sampling, config: Config) -> None:
         self._prompts = prompts
@@ -22,16 +30,12 @@ class Draws:
         self._seed = config.run.seed
         self._group_size = config.actor.group_size
         self._environment = config.agent.name
-        self._epoch = -1
-        self._order: list[int] = []
+        self.order = draw_order([prompt.dataset for prompt in prompts], config)
         self.num_draws = config.total_train_epochs * len(prompts)
 
     def ticket(self, number: int, *, attempt: int, policy_version: int) -> Ticket:
         """Ticket `number`; equal arguments give an equal ticket."""
-        epoch, position = divmod(number, len(self._prompts))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, permutation(self._seed, epoch, len(self._prompts))
-        prompt = self._prompts[self._order[position]]
+        prompt = self._prompts[self.order.row(number)]
         seeds = tuple(sampling_seed(self._seed, number, index) for index in range(self._group_size))
         return Ticket(
             purpose="train",
@@ -47,6 +51,10 @@ class Draws:
             metadata=dict(prompt.metadata),
             environment=self._environment,
         )
+
+    def set_of(self, number: int) -> str:
+        """The name of the set that a ticket draws from; "" if the run has one."""
+        return self.order.sets[self.order.set_of(number)].name
 
 
 def eval_ticket(

@@ -29,7 +29,8 @@ class EncodedPrompt:
     The row of an episode has no tokens, and `text` is for people. metadata["prompt"] is the prompt of the row if it has
     one, text or messages; `answer` and metadata are all that an environment gets.
 
-    asked: the prompt of the row as the row has it, before any template.
+    asked: the prompt of the row as the row has it, before any template. dataset: the name of its set; "" if the run has
+    one.
     """
 
     text: str
@@ -38,6 +39,7 @@ class EncodedPrompt:
     reward: str
     metadata: dict[str, Any]
     asked: str | list[Message] = ""
+    dataset: str = ""
 
     @property
     def question(self) -> str:
@@ -45,13 +47,15 @@ class EncodedPrompt:
         return question_of(self.asked) or self.text
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, chat: Chat) -> list[EncodedPrompt]:
+def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, chat_of: Callable[[str], Chat]) -> list[EncodedPrompt]:
     """Every row through the templates (of chats: messages, or any prompt with a system prompt) and the tokenizer.
+
+    chat_of: by the name of a row's set.
 
     Plain text gets the special tokens that the tokenizer puts before a text, a chat only those of its template. A chat
     that starts with a system message keeps it.
     """
-    return [_encode_row(row, tokenizer, chat) for row in rows]
+    return [_encode_row(row, tokenizer, chat_of(row.dataset)) for row in rows]
 
 
 def _encode_row(row: Row, tokenizer: Tokenizer, chat: Chat) -> EncodedPrompt:
@@ -68,12 +72,15 @@ def _encode_row(row: Row, tokenizer: Tokenizer, chat: Chat) -> EncodedPrompt:
             f"{row.place}: the prompt ends with the model's end-of-text token, so that its completion would be another "
             "text: expected a prompt that a completion continues; correct the row, or the chat template in actor.path"
         )
-    return EncodedPrompt(text, tuple(token_ids), row.answer, row.reward, row.metadata, row.prompt)
+    return EncodedPrompt(text, tuple(token_ids), row.answer, row.reward, row.metadata, row.prompt, row.dataset)
 
 
-def episode_rows(rows: Sequence[Row], system_prompt: str = "") -> list[EncodedPrompt]:
-    """The rows of episodes. A system prompt becomes the first of their messages, unless they begin with one."""
-    return [_episode_row(row, system_prompt) for row in rows]
+def episode_rows(rows: Sequence[Row], system_prompt_of: Callable[[str], str] = lambda name: "") -> list[EncodedPrompt]:
+    """The rows of episodes. A system prompt becomes the first of their messages, unless they begin with one.
+
+    system_prompt_of: by the name of a row's set.
+    """
+    return [_episode_row(row, system_prompt_of(row.dataset)) for row in rows]
 
 
 def _episode_row(row: Row, system_prompt: str) -> EncodedPrompt:
@@ -83,7 +90,7 @@ def _episode_row(row: Row, system_prompt: str) -> EncodedPrompt:
         begins = bool(messages) and messages[0]["role"] == "system"
         prompt = messages if begins else [{"role": "system", "content": system_prompt}, *messages]
     metadata = {"prompt": prompt, **row.metadata} if prompt else row.metadata
-    return EncodedPrompt(_shown(row), (), row.answer, row.reward, metadata, row.prompt)
+    return EncodedPrompt(_shown(row), (), row.answer, row.reward, metadata, row.prompt, row.dataset)
 
 
 def _messages(prompt: str | list[Message]) -> list[Message]:
@@ -103,11 +110,11 @@ def _shown(row: Row) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 
-def require_batch(prompts: Sequence[object], batch_size: int, path: str) -> None:
-    """DataError unless the training prompts, or their rows, fill at least one batch."""
+def require_batch(prompts: Sequence[object], batch_size: int, source: str) -> None:
+    """DataError unless the training prompts, or their rows, fill at least one batch. source: where they come from."""
     if len(prompts) < batch_size:
         raise DataError(
-            f"{path} (data.train.path) holds {len(prompts)} prompts and data.batch_size is {batch_size}: expected at "
+            f"{source} holds {len(prompts)} prompts and data.batch_size is {batch_size}: expected at "
             "least one batch; add prompts or lower data.batch_size"
         )
 

@@ -29,7 +29,7 @@ class Row:
     """One prompt, as text or as chat messages, and the inputs of its reward. The row of an episode may have none: "".
 
     reward: "" for the run's `reward.functions`, else the name of one function.
-    place: of the row in its source, for messages.
+    place: of the row in its source, for messages. dataset: the name of its set; "" if the run has one.
     """
 
     prompt: str | list[Message]
@@ -37,6 +37,7 @@ class Row:
     reward: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     place: str = ""
+    dataset: str = ""
 
 
 def read_row(record: object, place: str, columns: ColumnsSection, key: str, *, of_episode: bool = False) -> Row:

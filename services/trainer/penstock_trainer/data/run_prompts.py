@@ -15,8 +15,10 @@ from penstock.contracts import Sampling
 from penstock.contracts.ledger import RunRecord
 from penstock.engine_limits import longest_sequence
 from penstock.errors import ConfigError
-from penstock_trainer.data.chat import Chat
-from penstock_trainer.data.draws import stop_token_ids
+from penstock_trainer.data.chat import Chats
+from penstock_trainer.data.datasets import source_of
+from penstock_trainer.data.draw_order import DrawOrder
+from penstock_trainer.data.draws import draw_order, stop_token_ids
 from penstock_trainer.data.prompts import (
     EncodedPrompt,
     digest,
@@ -98,7 +100,12 @@ class Prompts:
             config.run.seed,
             model_path=actor.path,
             lora=actor.lora.described,
+            draws=self.order(config).described,
         )
+
+    def order(self, config: Config) -> DrawOrder:
+        """The order in which the training prompts are drawn."""
+        return draw_order([prompt.dataset for prompt in self.train], config)
 
 
 def encode_prompts(config: Config, train_rows: list[Row], held_out_rows: list[Row]) -> Prompts:
@@ -110,11 +117,11 @@ def encode_prompts(config: Config, train_rows: list[Row], held_out_rows: list[Ro
 
 def _token_prompts(config: Config, vocabulary: Vocabulary, train_rows: list[Row], held_out_rows: list[Row]) -> Prompts:
     longest = _longest(config, vocabulary) - config.sampling.max_new_tokens
-    chat = Chat.of_run(vocabulary.tokenizer, config.data)
-    train = encode_rows(train_rows, vocabulary.tokenizer, chat)
-    require_batch(train, config.data.batch_size, config.data.train.path)
-    held_out = encode_rows(held_out_rows, vocabulary.tokenizer, chat)
-    chat.require_used()
+    chats = Chats(vocabulary.tokenizer, config.data)
+    train = encode_rows(train_rows, vocabulary.tokenizer, chats.of)
+    require_batch(train, config.data.batch_size, source_of(config.data))
+    held_out = encode_rows(held_out_rows, vocabulary.tokenizer, chats.of)
+    chats.require_used()
     pairs = {
         "data.train": list(zip(train_rows, train, strict=True)),
         "data.eval": list(zip(held_out_rows, held_out, strict=True)),
@@ -138,9 +145,9 @@ def _episode_prompts(
             "rollout.engine.max_total_tokens"
         )
     stop = stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
-    train = episode_rows(train_rows, config.data.system_prompt)
-    require_batch(train, config.data.batch_size, config.data.train.path)
-    held_out = episode_rows(held_out_rows, config.data.system_prompt)
+    train = episode_rows(train_rows, config.data.system_prompt_of)
+    require_batch(train, config.data.batch_size, source_of(config.data))
+    held_out = episode_rows(held_out_rows, config.data.system_prompt_of)
     ids = vocabulary.tokenizer.encode(train[0].text, add_special_tokens=False)
     known = tuple(each for each in ids if each < vocabulary.size)
     return Prompts(train, held_out, stop, known or stop or (0,), vocabulary.tokenizer)

@@ -1,0 +1,131 @@
+"""The order in which a run draws its prompts: ticket number -> set and row.
+
+Owns the order. Invariants: it is a function of the seed, the sizes of the sets, their weights and the number alone; and
+every N draws, an epoch, give each set its share of them, where N is the number of prompts of all sets. A set visits all
+its prompts before any of them again, so without weights an epoch visits every prompt once.
+
+    places    permutation(seed, epoch) of N places: the first c_1 are of the first set, the next c_2 of the second, ...
+    row       the place's number within its set, plus c_i for each epoch before, counts the set's draws: draw k of a set
+              of n prompts takes number k mod n in the order of its pass k // n
+
+With one set, the place in the epoch's permutation is the row.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
+
+from penstock.errors import ConfigError
+from penstock.seeds import permutation, set_seed
+
+
+@dataclass(frozen=True)
+class DrawnSet:
+    """A set of prompts: its name ("" for the only one), its number of prompts, and its weight if it has one."""
+
+    name: str
+    size: int
+    weight: float | None = None
+
+
+class DrawOrder:
+    """The order of one run.
+
+    >>> order = DrawOrder(3, [DrawnSet("easy", 2), DrawnSet("hard", 4)])
+    >>> [order.set_of(number) for number in range(6)].count(0), sorted(order.row(number) for number in range(6))
+    (2, [0, 1, 2, 3, 4, 5])
+    """
+
+    def __init__(self, seed: int, sets: Sequence[DrawnSet]) -> None:
+        """ConfigError if a set's weight gives it no draw of an epoch."""
+        self._seed = seed
+        self.sets = tuple(sets)
+        self._counts = draws_of_an_epoch(sets)
+        self._ends = list(accumulate(self._counts))
+        self._starts = [0, *accumulate(each.size for each in sets)]
+        self._epoch = -1
+        self._places: list[int] = []
+        self._passes: dict[tuple[int, int], list[int]] = {}
+
+    @property
+    def length(self) -> int:
+        """Draws of an epoch: the prompts of all sets."""
+        return self._starts[-1]
+
+    @property
+    def described(self) -> str:
+        """What of it the prompts and the seed do not fix, in words; "" for one set in shuffled order."""
+        if len(self.sets) == 1:
+            return ""
+        parts = [f"{each.name} {each.size} prompts" + _weight_text(each) for each in self.sets]
+        return f"sets: {', '.join(parts)}"
+
+    def set_of(self, number: int) -> int:
+        """The set that a draw takes its prompt from."""
+        epoch, position = divmod(number, self.length)
+        self._enter(epoch)
+        return bisect_right(self._ends, self._places[position])
+
+    def row(self, number: int) -> int:
+        """The prompt of a draw, counted over all sets in their order."""
+        epoch, position = divmod(number, self.length)
+        self._enter(epoch)
+        place = self._places[position]
+        if len(self.sets) == 1:
+            return place
+        chosen = bisect_right(self._ends, place)
+        count, size = self._counts[chosen], self.sets[chosen].size
+        begun, within = divmod(epoch * count + place - (self._ends[chosen] - count), size)
+        return self._starts[chosen] + self._pass(chosen, begun)[within]
+
+    def rows_of(self, chosen: int) -> range:
+        """The prompts of a set, counted over all sets."""
+        return range(self._starts[chosen], self._starts[chosen + 1])
+
+    def _enter(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            self._epoch, self._places = epoch, permutation(self._seed, epoch, self.length)
+            self._passes.clear()
+
+    def _pass(self, chosen: int, number: int) -> list[int]:
+        """The order in which a set visits its prompts for the `number`-th time."""
+        key = (chosen, number)
+        if key not in self._passes:
+            self._passes[key] = permutation(set_seed(self._seed, chosen), number, self.sets[chosen].size)
+        return self._passes[key]
+
+
+def draws_of_an_epoch(sets: Sequence[DrawnSet]) -> list[int]:
+    """How many draws of an epoch each set gets: in all as many as there are prompts, shared by the largest remainder.
+
+    >>> draws_of_an_epoch([DrawnSet("a", 2, 1.0), DrawnSet("b", 5, 2.0)])
+    [2, 5]
+    """
+    weights = [Fraction(each.size if each.weight is None else each.weight) for each in sets]
+    length, total = sum(each.size for each in sets), sum(weights)
+    exact = [length * weight / total for weight in weights]
+    counts = [int(each) for each in exact]
+    by_remainder = sorted(range(len(sets)), key=lambda index: (counts[index] - exact[index], index))
+    for index in by_remainder[: length - sum(counts)]:
+        counts[index] += 1
+    for each, count in zip(sets, counts, strict=True):
+        if not count:
+            raise ConfigError(
+                f"data.train_sets.{each.name}.weight is {each.weight:g}, which is no draw of the {length} of an epoch: "
+                "expected at least one; raise it, or leave the set out"
+            )
+    return counts
+
+
+def sets_of(names: Sequence[str], weights: Mapping[str, float | None]) -> list[DrawnSet]:
+    """The sets of prompts by the name of each prompt's set; prompts of one set follow each other."""
+    sizes = dict.fromkeys(names, 0)
+    for name in names:
+        sizes[name] += 1
+    return [DrawnSet(name, size, weights.get(name)) for name, size in sizes.items()]
+
+
+def _weight_text(each: DrawnSet) -> str:
+    return "" if each.weight is None else f" of weight {each.weight!r}"
