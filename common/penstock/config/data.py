@@ -116,6 +116,9 @@ class DataSection(Section):
     eval: DatasetSection | None = None
     """Held-out prompts; without them there is no evaluation. Those that are training prompts too are counted: in a
     warning at start, in the closing report and in `summary.json`."""
+    too_long: Literal["error", "drop"] = "error"
+    """Prompts, training or held out, with more tokens than engines generate to the end, less
+    `sampling.max_new_tokens`: refuse to start, or leave them out and count them. See docs/prompts.md."""
     batch_size: Count = 8
     """B: groups (prompts) per training step."""
     system_prompt: str = ""

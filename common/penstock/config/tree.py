@@ -264,6 +264,11 @@ class Config(Section):
                 "the limit of one turn. Expected a constant length of an episode; set loss.norm_length, for example "
                 f"to {self.agent.max_tokens} (agent.max_tokens)"
             )
+        if self.data.too_long != "error":
+            return (
+                f"data.too_long {self.data.too_long}: the tokens of an episode's prompt are unknown before it begins, "
+                "and agent.max_tokens ends it; expected error, the default"
+            )
         sections: list[tuple[str, DataSection | TrainSetSection]] = [("data", self.data)]
         for key, section in sections + [(each.key, each.section) for each in self.data.training_sets]:
             if section.template_options:

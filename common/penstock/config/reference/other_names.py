@@ -39,7 +39,9 @@ _KIND = "with data.train.kind: jsonl for JSONL, huggingface for Parquet or a dat
 _EVAL_KIND = "with data.eval.kind: jsonl for JSONL, huggingface for Parquet or a dataset"
 _PACKS = "a pack takes as many completions as fit, and a step as many packs as it needs"
 _OFF_ON = "false is 0"
-_NO_CUT = "for prompt and completion together; a prompt that is too long is refused, not cut"
+_NO_CUT = (
+    "for prompt and completion together; a prompt that is too long is refused or left out (data.too_long), not cut"
+)
 _WHITENED = "with batch for both it is tokens, with null for both none"
 
 _TRL: Mapping[str, tuple[str, str]] = {
@@ -140,6 +142,8 @@ _VERL: Mapping[str, tuple[str, str]] = {
     "data.max_prompt_length": ("rollout.engine.context_length", _NO_CUT),
     "data.max_response_length": ("sampling.max_new_tokens", ""),
     "data.prompt_key": ("data.train.columns.prompt", ""),
+    "data.filter_overlong_prompts": ("data.too_long", "true is drop, false error"),
+    "data.truncation": ("data.too_long", "only error exists: prompts are not cut"),
     "data.train_max_samples": ("data.train.size", "0 instead of -1 for all"),
     "data.apply_chat_template_kwargs": ("data.template_options", ""),
     "actor_rollout_ref.model.path": ("actor.path", ""),

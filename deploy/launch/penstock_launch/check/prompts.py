@@ -62,6 +62,10 @@ def prompt_lines(config: Config, seconds: float = ENCODE_SECONDS) -> list[Line]:
         return [problem(WHAT, f"{error}{note and '.'}{note}", "Correct the row or the key that is named.")]
     first = enumerate(prompts.train[:NUM_SHOWN], start=1)
     shown = [ok(f"prompt {number}", view(prompt, vocabulary)) for number, prompt in first]
+    for each in prompts.too_long:
+        seen = f"{each} are longer than engines generate to the end, less sampling.max_new_tokens, and are left out"
+        advice = "Lower sampling.max_new_tokens, or raise rollout.engine.context_length, to train on them too."
+        lines.append(warning("too long", seen, advice))
     if prompts.shared:
         seen = f"{len(prompts.shared)} of {len(prompts.held_out)} prompts of data.eval are training prompts too"
         advice = "Give data.eval another split, path or seed: accuracy on prompts that were trained proves little."

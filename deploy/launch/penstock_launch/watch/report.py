@@ -113,6 +113,9 @@ def _rewards(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         meaning = "" if success is None else f": the share with a reward of at least {success:g} (eval.success)"
         yield "accuracy", f"{_before_and_after(summary, 'accuracy')}{meaning}"
     yield from _passes(summary)
+    if left_out := summary.get("prompts_too_long"):
+        counts = ", ".join(f"{count:,} in {key}" for key, count in left_out.items())
+        yield "left out", f"prompts that are too long (data.too_long): {counts}"
     for name, each in (summary.get("sets") or {}).items():
         dropped = sum(each["dropped"].values())
         groups = each["prompts"] + dropped

@@ -12,7 +12,7 @@ from penstock_trainer.checkpoints.journal import Journal
 
 FIXED = {
     "dataset_digest": "data.train, data.train_sets, data.prompt_template or data.system_prompt (the prompts)",
-    "dataset_length": "data.train or data.train_sets (its number of rows)",
+    "dataset_length": "data.train or data.train_sets (its number of rows; with data.too_long drop, of those that fit)",
     "batch_size": "data.batch_size",
     "group_size": "actor.group_size",
     "seed": "run.seed",

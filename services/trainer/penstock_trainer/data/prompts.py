@@ -110,11 +110,11 @@ def _shown(row: Row) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 
-def require_batch(prompts: Sequence[object], batch_size: int, source: str) -> None:
+def require_batch(prompts: Sequence[object], batch_size: int, source: str, note: str = "") -> None:
     """DataError unless the training prompts, or their rows, fill at least one batch. source: where they come from."""
     if len(prompts) < batch_size:
         raise DataError(
-            f"{source} holds {len(prompts)} prompts and data.batch_size is {batch_size}: expected at "
+            f"{source} holds {len(prompts)} prompts{note} and data.batch_size is {batch_size}: expected at "
             "least one batch; add prompts or lower data.batch_size"
         )
 
@@ -159,27 +159,61 @@ def _columns(prompt: EncodedPrompt) -> bytes:
     return msgspec.msgpack.encode((prompt.answer, prompt.metadata), order="deterministic")
 
 
+@dataclass(frozen=True)
+class TooLong:
+    """The prompts of a set that are too long: how many of how many, the places of the first ones, the longest's tokens.
+
+    key: the set's section of the configuration.
+    """
+
+    key: str
+    count: int
+    num_prompts: int
+    places: tuple[str, ...]
+    longest: int
+
+    def __str__(self) -> str:
+        places = ", ".join([*self.places, *["..."] * (self.count > len(self.places))])
+        return f"{self.count} of {self.num_prompts} in {self.key} ({self.count / self.num_prompts:.1%}: {places})"
+
+
+def too_long(key: str, pairs: Sequence[tuple[Row, EncodedPrompt]], max_prompt_tokens: int) -> TooLong | None:
+    """Those of a set's prompts that have more tokens; None if all fit."""
+    found = [(row, prompt) for row, prompt in pairs if len(prompt.token_ids) > max_prompt_tokens]
+    if not found:
+        return None
+    places = tuple(row.place for row, _ in found[:MOST_PLACES])
+    return TooLong(key, len(found), len(pairs), places, max(len(prompt.token_ids) for _, prompt in found))
+
+
 def require_room(sets: Mapping[str, Sequence[tuple[Row, EncodedPrompt]]], max_prompt_tokens: int) -> None:
     """DataError if prompts are too long: the first, and how many there are in each set, with the first places.
 
     sets: by key of the configuration. max_prompt_tokens: the engine's longest sequence less sampling.max_new_tokens.
     """
-    counts, too_long = [], list[tuple[Row, EncodedPrompt]]()
-    for key, pairs in sets.items():
-        found = [(row, prompt) for row, prompt in pairs if len(prompt.token_ids) > max_prompt_tokens]
-        too_long += found
-        if found:
-            places = [row.place for row, _ in found[:MOST_PLACES]] + ["..."] * (len(found) > MOST_PLACES)
-            counts.append(f"{len(found)} of {len(pairs)} in {key} ({len(found) / len(pairs):.1%}: {', '.join(places)})")
-    if too_long:
-        row, prompt = too_long[0]
-        longest = max(len(each.token_ids) for _, each in too_long)
+    found = [each for key, pairs in sets.items() if (each := too_long(key, pairs, max_prompt_tokens))]
+    if found:
+        pairs = sets[found[0].key]
+        row, prompt = next(pair for pair in pairs if len(pair[1].token_ids) > max_prompt_tokens)
         raise DataError(
             f"{row.place}: the prompt has {len(prompt.token_ids)} tokens: expected at most {max_prompt_tokens} (what "
-            f"engines generate to the end, less sampling.max_new_tokens). Too long: {', '.join(counts)}; the longest "
-            f"has {longest}. Shorten them or leave them out, lower sampling.max_new_tokens, or raise "
-            "rollout.engine.context_length or rollout.engine.max_total_tokens"
+            f"engines generate to the end, less sampling.max_new_tokens). Too long: {', '.join(map(str, found))}; the "
+            f"longest has {max(each.longest for each in found)}. Shorten them or leave them out (data.too_long drop "
+            "does), lower sampling.max_new_tokens, or raise rollout.engine.context_length or "
+            "rollout.engine.max_total_tokens"
         )
+
+
+def require_some_left(found: Sequence[TooLong], max_prompt_tokens: int) -> None:
+    """DataError if all prompts of a set are too long, so that none is left of it."""
+    for each in found:
+        if each.count == each.num_prompts:
+            raise DataError(
+                f"{each.key}: all {each.count} prompts have more than {max_prompt_tokens} tokens (what engines "
+                "generate to the end, less sampling.max_new_tokens), and data.too_long is drop: expected at least one "
+                "that fits; lower sampling.max_new_tokens, raise rollout.engine.context_length or "
+                "rollout.engine.max_total_tokens, or leave the set out"
+            )
 
 
 def require_embeddings(rows: Sequence[Row], prompts: Sequence[EncodedPrompt], vocabulary_size: int) -> None:

@@ -21,25 +21,32 @@ from penstock_trainer.data.draw_order import DrawOrder
 from penstock_trainer.data.draws import draw_order, stop_token_ids
 from penstock_trainer.data.prompts import (
     EncodedPrompt,
+    TooLong,
     digest,
     encode_rows,
     episode_rows,
     require_batch,
     require_embeddings,
     require_room,
+    require_some_left,
     shared_prompts,
+    too_long,
 )
 from penstock_trainer.data.rows import Row
 from penstock_trainer.data.tokenizer import Vocabulary, load_vocabulary
 
 log = logging.getLogger(__name__)
 
+EVAL = "data.eval"
+Pair = tuple[Row, EncodedPrompt]
+
 
 @dataclass(frozen=True)
 class Prompts:
     """The training and held-out prompts of a run; stop_token_ids and stop end a completion, or a turn of an episode.
 
-    first_ids: tokens of the first training prompt. tokenizer: that they were made with.
+    first_ids: tokens of the first training prompt. tokenizer: that they were made with. too_long: prompts that were
+    left out, by set (data.too_long).
     """
 
     train: list[EncodedPrompt]
@@ -48,6 +55,7 @@ class Prompts:
     first_ids: tuple[int, ...]
     tokenizer: Any
     stop: tuple[str, ...] = ()
+    too_long: tuple[TooLong, ...] = ()
 
     def sampling(self, config: Config) -> Sampling:
         """How training completions are drawn."""
@@ -73,8 +81,14 @@ class Prompts:
         """The held-out prompts that are training prompts too."""
         return shared_prompts(self.held_out, self.train)
 
-    def warn_of_shared(self) -> None:
-        """Log a warning if held-out prompts are training prompts too."""
+    def warn(self) -> None:
+        """Log a warning of prompts that are left out, and of held-out prompts that are training prompts too."""
+        if self.too_long:
+            log.warning(
+                "prompts that are too long are left out (data.too_long): %s; the longest has %d tokens",
+                ", ".join(map(str, self.too_long)),
+                max(each.longest for each in self.too_long),
+            )
         if self.shared:
             log.warning(
                 "%d of the %d prompts of data.eval are among the training prompts (the first: %r): their accuracy "
@@ -122,15 +136,31 @@ def _token_prompts(config: Config, vocabulary: Vocabulary, train_rows: list[Row]
     require_batch(train, config.data.batch_size, source_of(config.data))
     held_out = encode_rows(held_out_rows, vocabulary.tokenizer, chats.of)
     chats.require_used()
-    pairs = {
-        "data.train": list(zip(train_rows, train, strict=True)),
-        "data.eval": list(zip(held_out_rows, held_out, strict=True)),
-    }
-    require_room(pairs, longest)
-    for rows, encoded in ((train_rows, train), (held_out_rows, held_out)):
-        require_embeddings(rows, encoded, vocabulary.size)
+    pairs = _by_key(config, list(zip(train_rows, train, strict=True)), list(zip(held_out_rows, held_out, strict=True)))
+    dropped: tuple[TooLong, ...] = ()
+    if config.data.too_long == "error":
+        require_room(pairs, longest)
+    else:
+        dropped = tuple(each for key in pairs if (each := too_long(key, pairs[key], longest)))
+        require_some_left(dropped, longest)
+        pairs = {key: [pair for pair in pairs[key] if len(pair[1].token_ids) <= longest] for key in pairs}
+    for of_set in pairs.values():
+        require_embeddings([row for row, _ in of_set], [prompt for _, prompt in of_set], vocabulary.size)
+    held_out = [prompt for _, prompt in pairs.pop(EVAL)]
+    train = [prompt for of_set in pairs.values() for _, prompt in of_set]
+    note = f", without {sum(each.count for each in dropped if each.key != EVAL)} that are too long," if dropped else ""
+    require_batch(train, config.data.batch_size, source_of(config.data), note)
     ends = () if config.sampling.ignore_eos else stop_token_ids(vocabulary.tokenizer, (), vocabulary.end_of_text_ids)
-    return Prompts(train, held_out, ends, train[0].token_ids, vocabulary.tokenizer, config.sampling.stop)
+    return Prompts(train, held_out, ends, train[0].token_ids, vocabulary.tokenizer, config.sampling.stop, dropped)
+
+
+def _by_key(config: Config, train: list[Pair], held_out: list[Pair]) -> dict[str, list[Pair]]:
+    """The prompts by the key of their set, training sets first, in their order."""
+    sets = config.data.training_sets
+    return {
+        **{each.key: [pair for pair in train if pair[0].dataset == each.name] for each in sets},
+        EVAL: held_out,
+    }
 
 
 def _episode_prompts(
