@@ -60,7 +60,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     "loss.kl": {_NEXT: "estimator place importance_weighted"},
     "loss.overlong": {_NEXT: "buffer_tokens penalty"},
     "sampling": {_NEXT: "temperature max_new_tokens stop ignore_eos"},
-    "data": {_FIXED: "train_sets too_long batch_size system_prompt prompt_template template_options"},
+    "data": {_FIXED: "train_sets shuffle too_long batch_size system_prompt prompt_template template_options"},
     "data.train": {_FIXED: "kind path split size seed options"},
     "data.train.columns": {_FIXED: _COLUMNS},
     "data.eval": {_FREE: "kind path split size seed options"},

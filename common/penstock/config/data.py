@@ -18,7 +18,8 @@ TRAIN, TRAIN_SETS = "data.train", "data.train_sets"
 
 
 class ColumnsSection(Section):
-    """Names of the columns of a Hugging Face dataset or JSONL file."""
+    """Names of the columns of a Hugging Face dataset or JSONL file. A name with dots, such as `extra_info.answer`,
+    leads into objects, unless a column has this name."""
 
     prompt: str = "prompt"
     """Text, or a list of chat messages that goes through the model's chat template."""
@@ -116,6 +117,9 @@ class DataSection(Section):
     eval: DatasetSection | None = None
     """Held-out prompts; without them there is no evaluation. Those that are training prompts too are counted: in a
     warning at start, in the closing report and in `summary.json`."""
+    shuffle: bool = True
+    """Draw the prompts of each epoch in an order of its own, by `run.seed`; false: in the order of the rows, several
+    sets evenly mixed."""
     too_long: Literal["error", "drop"] = "error"
     """Prompts, training or held out, with more tokens than engines generate to the end, less
     `sampling.max_new_tokens`: refuse to start, or leave them out and count them. See docs/prompts.md."""

@@ -75,6 +75,7 @@ _TRL: Mapping[str, tuple[str, str]] = {
     "lora_target_modules": ("actor.lora.target_modules", ""),
     "dataset_name": ("data.train.path", _KIND),
     "dataset_train_split": ("data.train.split", ""),
+    "shuffle_dataset": ("data.shuffle", ""),
     "chat_template_kwargs": ("data.template_options", ""),
     "num_generations": ("actor.group_size", ""),
     "per_device_train_batch_size": (

@@ -8,7 +8,8 @@ its prompts before any of them again, so without weights an epoch visits every p
     row       the place's number within its set, plus c_i for each epoch before, counts the set's draws: draw k of a set
               of n prompts takes number k mod n in the order of its pass k // n
 
-With one set, the place in the epoch's permutation is the row.
+With one set, the place in the epoch's permutation is the row. Without shuffling, both orders are those of the rows: the
+draws of each set are spread evenly over the epoch, and each pass begins with its first row.
 """
 
 from bisect import bisect_right
@@ -38,16 +39,17 @@ class DrawOrder:
     (2, [0, 1, 2, 3, 4, 5])
     """
 
-    def __init__(self, seed: int, sets: Sequence[DrawnSet]) -> None:
+    def __init__(self, seed: int, sets: Sequence[DrawnSet], *, shuffle: bool = True) -> None:
         """ConfigError if a set's weight gives it no draw of an epoch."""
         self._seed = seed
+        self._shuffle = shuffle
         self.sets = tuple(sets)
         self._counts = draws_of_an_epoch(sets)
         self._ends = list(accumulate(self._counts))
         self._starts = [0, *accumulate(each.size for each in sets)]
         self._epoch = -1
         self._places: list[int] = []
-        self._passes: dict[tuple[int, int], list[int]] = {}
+        self._passes: dict[tuple[int, int], Sequence[int]] = {}
 
     @property
     def length(self) -> int:
@@ -57,10 +59,9 @@ class DrawOrder:
     @property
     def described(self) -> str:
         """What of it the prompts and the seed do not fix, in words; "" for one set in shuffled order."""
-        if len(self.sets) == 1:
-            return ""
-        parts = [f"{each.name} {each.size} prompts" + _weight_text(each) for each in self.sets]
-        return f"sets: {', '.join(parts)}"
+        parts = [f"{each.name} {each.size} prompts" + _weight_text(each) for each in self.sets if each.name]
+        sets = f"sets: {', '.join(parts)}" if len(self.sets) > 1 else ""
+        return "; ".join(filter(None, [sets, "" if self._shuffle else "in the order of the rows"]))
 
     def set_of(self, number: int) -> int:
         """The set that a draw takes its prompt from."""
@@ -86,15 +87,33 @@ class DrawOrder:
 
     def _enter(self, epoch: int) -> None:
         if epoch != self._epoch:
-            self._epoch, self._places = epoch, permutation(self._seed, epoch, self.length)
             self._passes.clear()
+            if self._shuffle:
+                self._places = permutation(self._seed, epoch, self.length)
+            elif not self._places:
+                self._places = evenly_mixed(self._counts)
+            self._epoch = epoch
 
-    def _pass(self, chosen: int, number: int) -> list[int]:
+    def _pass(self, chosen: int, number: int) -> Sequence[int]:
         """The order in which a set visits its prompts for the `number`-th time."""
+        if not self._shuffle:
+            return range(self.sets[chosen].size)
         key = (chosen, number)
         if key not in self._passes:
             self._passes[key] = permutation(set_seed(self._seed, chosen), number, self.sets[chosen].size)
         return self._passes[key]
+
+
+def evenly_mixed(counts: Sequence[int]) -> list[int]:
+    """The places of an epoch in an order that keeps that of each set, and spreads each over all of it.
+
+    Draw k of a set with c draws comes at (2 k + 1) / (2 c) of the epoch; at the same point the earlier set comes first.
+
+    >>> evenly_mixed([2, 4])
+    [2, 0, 3, 4, 1, 5]
+    """
+    points = [(Fraction(2 * k + 1, 2 * count), chosen) for chosen, count in enumerate(counts) for k in range(count)]
+    return sorted(range(len(points)), key=points.__getitem__)
 
 
 def draws_of_an_epoch(sets: Sequence[DrawnSet]) -> list[int]:

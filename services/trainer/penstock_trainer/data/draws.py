@@ -18,7 +18,7 @@ from penstock_trainer.data.prompts import EncodedPrompt
 def draw_order(datasets: Sequence[str], config: Config) -> DrawOrder:
     """The order in which a run draws prompts. datasets: of each prompt, the name of its set."""
     weights = {each.name: each.section.weight for each in config.data.training_sets}
-    return DrawOrder(config.run.seed, sets_of(datasets, weights))
+    return DrawOrder(config.run.seed, sets_of(datasets, weights), shuffle=config.data.shuffle)
 
 
 class Draws:

@@ -1,13 +1,16 @@
 """The order in which prompts are drawn: shares, passes, and the same answer however it is asked."""
 
 from collections import Counter
+from itertools import accumulate
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penstock.errors import ConfigError
 from penstock.seeds import permutation
-from penstock_trainer.data.draw_order import DrawnSet, DrawOrder, draws_of_an_epoch, sets_of
+from penstock_trainer.data.draw_order import DrawnSet, DrawOrder, draws_of_an_epoch, evenly_mixed, sets_of
 
 
 def drawn(order: DrawOrder, epochs: range) -> list[tuple[int, int]]:
@@ -76,6 +79,31 @@ def test_sets_have_orders_of_their_own() -> None:
     pairs = drawn(order, range(1))
     first, second = ([row for chosen, row in pairs if chosen == number] for number in range(2))
     assert first != second
+
+
+def test_without_shuffling_rows_come_in_their_order_in_every_epoch() -> None:
+    one = DrawOrder(7, [DrawnSet("", 5)], shuffle=False)
+    assert [one.row(number) for number in range(12)] == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
+    assert one.described == "in the order of the rows"
+    two = DrawOrder(7, [DrawnSet("a", 3, 1.0), DrawnSet("b", 5, 3.0)], shuffle=False)
+    pairs = drawn(two, range(3))
+    for chosen, size in ((0, 3), (1, 5)):
+        rows = [row for each, row in pairs if each == chosen]
+        assert rows == [number % size for number in range(len(rows))], "passes go on over the end of an epoch"
+    shares = Counter(chosen for chosen, _ in pairs[:4])
+    assert shares == {0: 1, 1: 3}, "each part of an epoch has the shares, as well as whole numbers can"
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=4))
+def test_an_even_mixture_is_never_far_from_the_shares(counts: list[int]) -> None:
+    places, total = evenly_mixed(counts), sum(counts)
+    assert sorted(places) == list(range(total))
+    ends = list(accumulate(counts))
+    for chosen, count in enumerate(counts):
+        its = [number for number, place in enumerate(places) if ends[chosen] - count <= place < ends[chosen]]
+        assert [places[number] for number in its] == list(range(ends[chosen] - count, ends[chosen]))
+        for k, number in enumerate(its):  # of each other set at most one draw more or less than its share came before
+            assert abs(number - total * (2 * k + 1) / (2 * count)) <= len(counts)
 
 
 def test_a_weight_that_gives_no_draw_is_refused() -> None:
