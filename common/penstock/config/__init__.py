@@ -1,7 +1,14 @@
 """The configuration, from one place: the tree, its sections, and nothing else."""
 
 from penstock.config.agent import AgentSection
-from penstock.config.data import ColumnsSection, DataSection, DatasetSection, TrainingSet, TrainSetSection
+from penstock.config.data import (
+    ColumnsSection,
+    CurriculumSection,
+    DataSection,
+    DatasetSection,
+    TrainingSet,
+    TrainSetSection,
+)
 from penstock.config.loss import LossSection
 from penstock.config.ray import RaySection
 from penstock.config.services import (
@@ -35,6 +42,7 @@ __all__ = [
     "CheckpointSection",
     "ColumnsSection",
     "Config",
+    "CurriculumSection",
     "DataSection",
     "DatasetSection",
     "EngineSection",

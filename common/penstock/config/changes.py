@@ -61,6 +61,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     "loss.overlong": {_NEXT: "buffer_tokens penalty"},
     "sampling": {_NEXT: "temperature max_new_tokens stop ignore_eos"},
     "data": {_FIXED: "train_sets shuffle too_long batch_size system_prompt prompt_template template_options"},
+    "data.curriculum": {_FIXED: "priority uniform_share decay success delay_steps"},
     "data.train": {_FIXED: "kind path split size seed options"},
     "data.train.columns": {_FIXED: _COLUMNS},
     "data.eval": {_FREE: "kind path split size seed options"},

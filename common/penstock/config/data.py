@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from penstock.config.types import Count, Section
+from penstock.config.types import Count, Fraction, Section
 
 PROMPT_PLACE = "{prompt}"
 TRAIN, TRAIN_SETS = "data.train", "data.train_sets"
@@ -94,6 +94,41 @@ class TrainSetSection(DatasetSection):
     """As `data.template_options`, which it replaces for this set."""
 
 
+class CurriculumSection(Section):
+    """Draw prompts by their success rates so far, instead of each once in an epoch. See docs/training-sets.md."""
+
+    priority: Literal["none", "failure", "learnability"] = "none"
+    """Which prompts of a set are drawn more often: `none` is no curriculum; `failure`: in proportion to 1 - s, where s
+    is the estimated success rate; `learnability`: to s (1 - s)."""
+    uniform_share: Fraction = 0.1
+    """Share of the draws that take any prompt of the set with the same probability."""
+    decay: Fraction = 0.5
+    """With each new outcome of a prompt, its earlier ones count this much less; 1: all count the same."""
+    success: float = 1.0
+    """A completion is a success if its reward is at least this."""
+    delay_steps: Annotated[int, Field(ge=0)] = 1
+    """A draw counts the steps that are further back than this many; at least `staleness.max_staleness`."""
+
+    @property
+    def described(self) -> str:
+        """What of it decides draws, in words; "" if there is no curriculum."""
+        if self.priority == "none":
+            return ""
+        return (
+            f"curriculum by {self.priority}, uniform_share {self.uniform_share!r}, decay {self.decay!r}, success "
+            f"{self.success!r}, delay_steps {self.delay_steps}"
+        )
+
+    @model_validator(mode="after")
+    def _is_on_or_left_alone(self) -> Self:
+        if self.priority == "none" and self != CurriculumSection.model_construct():
+            raise ValueError(
+                "data.curriculum.priority is none, and other keys of data.curriculum are set, which have no meaning "
+                "then: expected priority failure or learnability, or the other keys at their defaults"
+            )
+        return self
+
+
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 
 
@@ -120,6 +155,8 @@ class DataSection(Section):
     shuffle: bool = True
     """Draw the prompts of each epoch in an order of its own, by `run.seed`; false: in the order of the rows, several
     sets evenly mixed."""
+    curriculum: CurriculumSection = CurriculumSection()
+    """Draws by success rates."""
     too_long: Literal["error", "drop"] = "error"
     """Prompts, training or held out, with more tokens than engines generate to the end, less
     `sampling.max_new_tokens`: refuse to start, or leave them out and count them. See docs/prompts.md."""
@@ -154,6 +191,11 @@ class DataSection(Section):
 
     def _problems_of_sets(self) -> Iterator[str]:
         sets = self.train_sets
+        if self.curriculum.priority != "none" and not self.shuffle:
+            yield (
+                f"data.shuffle is false with data.curriculum.priority {self.curriculum.priority}, which draws prompts "
+                "by chance: expected shuffle true, or priority none"
+            )
         if not sets:
             return
         if self.train != DatasetSection():

@@ -142,6 +142,7 @@ class Config(Section):
             self.loss.unsafe_off_policy(self.staleness.max_staleness),
             self.loss.drops_gradients(self.kl_ctl),
             self._why_no_function_of_its_own,
+            self._why_no_curriculum,
         ):
             if reason:
                 raise ValueError(reason)
@@ -174,6 +175,25 @@ class Config(Section):
         if not self.data.train_sets and not self.data.train.path:
             raise ValueError("data.train.path is empty: expected a JSONL file, a dataset or a reasoning-gym task")
         return self
+
+    @property
+    def _why_no_curriculum(self) -> str | None:
+        """What keeps draws from depending on steps alone; None if nothing does, or there is no curriculum."""
+        curriculum, staleness = self.data.curriculum, self.staleness
+        if curriculum.priority == "none":
+            return None
+        if staleness.order == "ready":
+            return (
+                f"data.curriculum.priority is {curriculum.priority} with staleness.order ready, in which time decides "
+                "what a step trains, and so would decide draws: expected staleness.order ticket"
+            )
+        if curriculum.delay_steps < staleness.max_staleness:
+            return (
+                f"data.curriculum.delay_steps is {curriculum.delay_steps} and staleness.max_staleness "
+                f"{staleness.max_staleness}: expected at least as many, since tickets are issued that many steps "
+                "ahead; raise the former"
+            )
+        return None
 
     @property
     def stall_seconds(self) -> float:

@@ -179,6 +179,7 @@ class Assembly:
                 config.run.max_steps,
                 config.staleness.order,
                 config.agent.max_failure_share if config.agent.enabled else 1.0,
+                self.draws.delay,
             )
         )
 
@@ -235,7 +236,7 @@ class Assembly:
             drop=self.history.drop,
             dropped=self.reports.dropped,
             buried=self.buried.note,
-            set_of=self.draws.set_of,
+            with_outcome=self.draws.with_outcome,
         )
 
     @cached_property
@@ -271,6 +272,7 @@ class Assembly:
             self.checkpoint_writer,
             self.prompts.run_record(self.config),
             self.configs,
+            self.draws,
             final_folder=self.folder / FINAL_MODEL,
         )
 

@@ -29,7 +29,9 @@ def check_same_run(begun: RunRecord, current: RunRecord) -> None:
     ]
     if begun.draws != current.draws:
         before, now = (each.draws or "one set, shuffled" for each in (begun, current))
-        changed.append(f"data.train_sets or data.shuffle (how prompts are drawn) was {before} and is {now}")
+        changed.append(
+            f"data.train_sets, data.shuffle or data.curriculum (how prompts are drawn) was {before} and is {now}"
+        )
     if begun.model and begun.lora != current.lora:
         changed.append(f"actor.lora was {begun.lora or 'off'} and is {current.lora or 'off'}")
     if begun.model and current.model and begun.model != current.model:

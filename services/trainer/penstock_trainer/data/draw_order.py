@@ -81,6 +81,10 @@ class DrawOrder:
         begun, within = divmod(epoch * count + place - (self._ends[chosen] - count), size)
         return self._starts[chosen] + self._pass(chosen, begun)[within]
 
+    def set_with(self, row: int) -> int:
+        """The set of a prompt."""
+        return bisect_right(self._starts, row) - 1
+
     def rows_of(self, chosen: int) -> range:
         """The prompts of a set, counted over all sets."""
         return range(self._starts[chosen], self._starts[chosen + 1])

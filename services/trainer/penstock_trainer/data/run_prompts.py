@@ -105,7 +105,7 @@ class Prompts:
 
     def run_record(self, config: Config) -> RunRecord:
         """The record that begins a run, but for its model."""
-        actor = config.actor
+        actor, order = config.actor, self.order(config)
         return RunRecord(
             self.digest,
             len(self.train),
@@ -114,7 +114,8 @@ class Prompts:
             config.run.seed,
             model_path=actor.path,
             lora=actor.lora.described,
-            draws=self.order(config).described,
+            draws="; ".join(filter(None, [order.described, config.data.curriculum.described])),
+            set_sizes={each.name: each.size for each in order.sets} if len(order.sets) > 1 else {},
         )
 
     def order(self, config: Config) -> DrawOrder:

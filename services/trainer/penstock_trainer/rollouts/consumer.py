@@ -83,12 +83,12 @@ class Consumer:
         drop: Callable[[DropRecord, Delivery | None], Awaitable[None]],
         dropped: Callable[[DropReason, ScoredGroup | None], None],
         buried: Callable[[], Awaitable[None]],
-        set_of: Callable[[int], str] = lambda number: "",
+        with_outcome: Callable[[DropRecord, ScoredGroup | None], DropRecord] = lambda record, group: record,
     ) -> None:
         """`changed`: set when a batch or an evaluation may be complete, or the run at its end.
 
         drop: ends a ticket durably, and deletes its group if there is one. dropped: reports that, with the group.
-        buried: reports new dead letters. set_of: the name of a ticket's training set.
+        buried: reports new dead letters. with_outcome: adds to the record of a drop what draws need of it.
         """
         self._queue = trainer_queue
         self._worker = worker
@@ -103,7 +103,7 @@ class Consumer:
         self._record_drop = drop
         self._report_drop = dropped
         self._report_buried = buried
-        self._set_of = set_of
+        self._with_outcome = with_outcome
         self._held: dict[int, Arrival] = {}
         self._begun = asyncio.Event()
         self._last_failure = ""
@@ -269,7 +269,8 @@ class Consumer:
             log.warning("ticket %d has no reward: %s", number, verdict.why)
         if reason in (DropReason.REWARD_FAILED, DropReason.POISON):
             self._last_failure = verdict.why
-        await self._record_drop(drop_record(number, verdict, group, self._set_of(number)), delivery)
+        record = self._with_outcome(drop_record(number, verdict, group), group)
+        await self._record_drop(record, delivery)
         if delivery is not None:
             self._worker.forget(delivery)
         self._metrics.tickets.labels(state="dropped", reason=reason).inc()
@@ -291,16 +292,15 @@ class Consumer:
         self._worker.forget(delivery)
 
 
-def drop_record(number: int, verdict: Drop, group: ScoredGroup | None, dataset: str = "") -> DropRecord:
-    """The ledger's record of a ticket that ends without a step. dataset: the name of its training set."""
+def drop_record(number: int, verdict: Drop, group: ScoredGroup | None) -> DropRecord:
+    """The ledger's record of a ticket that ends without a step."""
     if group is None:
-        return DropRecord(number, verdict.reason, next(iter(most_frequent([verdict.why]))), dataset=dataset)
+        return DropRecord(number, verdict.reason, next(iter(most_frequent([verdict.why]))))
     return DropRecord(
         number,
         verdict.reason,
         num_completions=len(group.group.trajectories),
         failures=failures_of([group]),
-        dataset=dataset,
     )
 
 
