@@ -99,7 +99,7 @@ def _limits(config: Config, vocabulary: Vocabulary) -> list[Line]:
 
 def view(prompt: EncodedPrompt, vocabulary: Vocabulary) -> str:
     """What the model reads, special tokens and line breaks visible."""
-    text = repr(vocabulary.tokenizer.decode(prompt.token_ids) if prompt.token_ids else prompt.text)
+    text = repr(vocabulary.tokenizer.decode(list(prompt.token_ids)) if prompt.token_ids else prompt.text)
     left_out = len(text) - BEGIN_CHARACTERS - END_CHARACTERS
     if left_out > 0:
         text = f"{text[:BEGIN_CHARACTERS]} [... {left_out} characters ...] {text[-END_CHARACTERS:]}"

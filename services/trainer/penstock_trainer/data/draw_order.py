@@ -12,6 +12,7 @@ With one set, the place in the epoch's permutation is the row. Without shuffling
 draws of each set are spread evenly over the epoch, and each pass begins with its first row.
 """
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class DrawOrder:
         self._ends = list(accumulate(self._counts))
         self._starts = [0, *accumulate(each.size for each in sets)]
         self._epoch = -1
-        self._places: list[int] = []
+        self._places = array("q")
         self._passes: dict[tuple[int, int], Sequence[int]] = {}
 
     @property
@@ -93,9 +94,9 @@ class DrawOrder:
         if epoch != self._epoch:
             self._passes.clear()
             if self._shuffle:
-                self._places = permutation(self._seed, epoch, self.length)
+                self._places = array("q", permutation(self._seed, epoch, self.length))
             elif not self._places:
-                self._places = evenly_mixed(self._counts)
+                self._places = array("q", evenly_mixed(self._counts))
             self._epoch = epoch
 
     def _pass(self, chosen: int, number: int) -> Sequence[int]:
@@ -104,7 +105,8 @@ class DrawOrder:
             return range(self.sets[chosen].size)
         key = (chosen, number)
         if key not in self._passes:
-            self._passes[key] = permutation(set_seed(self._seed, chosen), number, self.sets[chosen].size)
+            order = permutation(set_seed(self._seed, chosen), number, self.sets[chosen].size)
+            self._passes[key] = array("q", order)
         return self._passes[key]
 
 

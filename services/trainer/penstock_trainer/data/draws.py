@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from penstock.config import Config
-from penstock.contracts import Sampling, ScoredGroup, Ticket, pack_int32
+from penstock.contracts import Sampling, ScoredGroup, Ticket
 from penstock.contracts.ledger import DropRecord, LedgerState, Outcome, StepRecord
 from penstock.errors import ConfigError
 from penstock.seeds import sampling_seed
@@ -53,7 +53,7 @@ class Draws:
             attempt=attempt,
             policy_version=policy_version,
             prompt=prompt.text,
-            prompt_ids=pack_int32(prompt.token_ids),
+            prompt_ids=prompt.packed_ids,
             seeds=seeds,
             sampling=self._sampling,
             answer=prompt.answer,
@@ -118,7 +118,7 @@ def eval_ticket(
         attempt=0,
         policy_version=policy_version,
         prompt=prompt.text,
-        prompt_ids=pack_int32(prompt.token_ids),
+        prompt_ids=prompt.packed_ids,
         seeds=(sampling_seed(seed, number, 0),),
         sampling=sampling,
         answer=prompt.answer,

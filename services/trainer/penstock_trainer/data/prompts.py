@@ -16,13 +16,14 @@ from penstock.plain_tokens import plain_token_ids
 from penstock.readable import question_of
 from penstock_trainer.data.chat import Chat, Tokenizer
 from penstock_trainer.data.rows import Message, Row
+from penstock_trainer.data.token_ids import TokenIds
 
 SHOWN_CHARACTERS = 200  # of a row without a prompt
 DIGESTED = ("text", "token_ids", "answer", "reward", "metadata")  # what tickets are made of; runs rest on their bytes
 MOST_PLACES = 5  # of rows in one message
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EncodedPrompt:
     """A row as input of the model: `text` after the chat template, and its tokens.
 
@@ -34,12 +35,21 @@ class EncodedPrompt:
     """
 
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     answer: str
     reward: str
     metadata: dict[str, Any]
     asked: str | list[Message] = ""
     dataset: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", TokenIds(self.token_ids))
+
+    @property
+    def packed_ids(self) -> bytes:
+        """The tokens as messages have them: int32[prompt length]."""
+        assert isinstance(self.token_ids, TokenIds)
+        return self.token_ids.packed
 
     @property
     def question(self) -> str:
@@ -72,7 +82,7 @@ def _encode_row(row: Row, tokenizer: Tokenizer, chat: Chat) -> EncodedPrompt:
             f"{row.place}: the prompt ends with the model's end-of-text token, so that its completion would be another "
             "text: expected a prompt that a completion continues; correct the row, or the chat template in actor.path"
         )
-    return EncodedPrompt(text, tuple(token_ids), row.answer, row.reward, row.metadata, row.prompt, row.dataset)
+    return EncodedPrompt(text, token_ids, row.answer, row.reward, row.metadata, row.prompt, row.dataset)
 
 
 def episode_rows(rows: Sequence[Row], system_prompt_of: Callable[[str], str] = lambda name: "") -> list[EncodedPrompt]:
@@ -125,10 +135,12 @@ def shared_prompts(held_out: Sequence[EncodedPrompt], train: Sequence[EncodedPro
     Compared are the tokens, and what the messages or the text say, without white space and system messages. The rows of
     episodes may all ask the same, such as "Play.": if their prompts do not tell them apart, all their columns do.
     """
-    of_episodes = any(not prompt.token_ids for prompt in train)
-    words = set(map(_said, train))
-    if of_episodes and ("" in words or len(words) < len(set(map(_columns, train)))):
-        return _in_both(held_out, train, _columns)
+    if not held_out:
+        return []
+    if any(not prompt.token_ids for prompt in train):  # of episodes
+        words = set(map(_said, train))
+        if "" in words or len(words) < len(set(map(_columns, train))):
+            return _in_both(held_out, train, _columns)
     same_tokens = {id(prompt) for prompt in _in_both(held_out, train, _tokens)}
     same_words = {id(prompt) for prompt in _in_both(held_out, train, _said)}
     return [prompt for prompt in held_out if id(prompt) in same_tokens | same_words]
@@ -137,13 +149,17 @@ def shared_prompts(held_out: Sequence[EncodedPrompt], train: Sequence[EncodedPro
 def _in_both(
     held_out: Sequence[EncodedPrompt], train: Sequence[EncodedPrompt], content: Callable[[EncodedPrompt], Hashable]
 ) -> list[EncodedPrompt]:
-    """The held-out prompts whose content, which is not empty, is that of a training prompt."""
-    trained = set(map(content, train))
-    return [prompt for prompt in held_out if (found := content(prompt)) and found in trained]
+    """The held-out prompts whose content, which is not empty, is that of a training prompt.
+
+    In the memory of the held-out prompts: there may be many more training prompts.
+    """
+    asked = {found for prompt in held_out if (found := content(prompt))}
+    trained = {found for prompt in train if (found := content(prompt)) in asked}
+    return [prompt for prompt in held_out if content(prompt) in trained]
 
 
-def _tokens(prompt: EncodedPrompt) -> tuple[int, ...]:
-    return prompt.token_ids
+def _tokens(prompt: EncodedPrompt) -> bytes:
+    return prompt.packed_ids
 
 
 def _said(prompt: EncodedPrompt) -> str:
@@ -232,5 +248,6 @@ def digest(prompts: Sequence[EncodedPrompt]) -> str:
     encoder = msgspec.msgpack.Encoder()
     state = xxhash.xxh3_64()
     for prompt in prompts:
-        state.update(encoder.encode({name: getattr(prompt, name) for name in DIGESTED}))
+        digested = {name: getattr(prompt, name) for name in DIGESTED} | {"token_ids": list(prompt.token_ids)}
+        state.update(encoder.encode(digested))
     return state.hexdigest()

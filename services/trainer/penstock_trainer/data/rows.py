@@ -26,7 +26,7 @@ MAX_DEPTH = 64  # lists and objects in each other; what reads a row, here and in
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One prompt, as text or as chat messages, and the inputs of its reward. The row of an episode may have none: "".
 

@@ -4,6 +4,7 @@ Owns the checks that need the model's tokenizer and no more: a prompt that is to
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -52,7 +53,7 @@ class Prompts:
     train: list[EncodedPrompt]
     held_out: list[EncodedPrompt]
     stop_token_ids: tuple[int, ...]
-    first_ids: tuple[int, ...]
+    first_ids: Sequence[int]
     tokenizer: Any
     stop: tuple[str, ...] = ()
     too_long: tuple[TooLong, ...] = ()
@@ -152,7 +153,9 @@ def _token_prompts(config: Config, vocabulary: Vocabulary, train_rows: list[Row]
     note = f", without {sum(each.count for each in dropped if each.key != EVAL)} that are too long," if dropped else ""
     require_batch(train, config.data.batch_size, source_of(config.data), note)
     ends = () if config.sampling.ignore_eos else stop_token_ids(vocabulary.tokenizer, (), vocabulary.end_of_text_ids)
-    return Prompts(train, held_out, ends, train[0].token_ids, vocabulary.tokenizer, config.sampling.stop, dropped)
+    return Prompts(
+        train, held_out, ends, tuple(train[0].token_ids), vocabulary.tokenizer, config.sampling.stop, dropped
+    )
 
 
 def _by_key(config: Config, train: list[Pair], held_out: list[Pair]) -> dict[str, list[Pair]]:
