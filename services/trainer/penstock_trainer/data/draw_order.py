@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
+from math import lcm
 
 from penstock.errors import ConfigError
 from penstock.seeds import permutation, set_seed
@@ -118,7 +119,8 @@ def evenly_mixed(counts: Sequence[int]) -> list[int]:
     >>> evenly_mixed([2, 4])
     [2, 0, 3, 4, 1, 5]
     """
-    points = [(Fraction(2 * k + 1, 2 * count), chosen) for chosen, count in enumerate(counts) for k in range(count)]
+    epoch = lcm(*(2 * count for count in counts))  # in which all these points are whole numbers
+    points = [(2 * k + 1) * (epoch // (2 * count)) for count in counts for k in range(count)]
     return sorted(range(len(points)), key=points.__getitem__)
 
 
