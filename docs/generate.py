@@ -37,8 +37,8 @@ the command line too the later one wins. An empty variable sets nothing.
 **A mapping is one value.** Whoever sets a key of type mapping sets all of it: after `--reward.functions '{math: 1.0}'`
 the run has that one function, whatever a file or the default holds. One entry has a key of its own, which leaves the
 other entries of earlier sources as they are: `--reward.functions.math 1.0`, `PENSTOCK_REWARD__FUNCTIONS__MATH=1.0`. (In
-variables only `reward.functions` and `data.template_options` have entries, with names in lower case.) The default of a
-mapping holds only if nothing sets the mapping or an entry. Sections are no mappings: their keys are set one by one.
+variables only `reward.functions`, `data.train_sets` and options have entries, with names in lower case.) The default of
+a mapping holds only if nothing sets the mapping or an entry. Sections are no mappings: their keys are set one by one.
 
 **A text is taken as it is.** On the command line and in variables, what is given for a key of type text, secret text or
 a choice of words is its value, character for character: `#`, quotes and line breaks too. An empty secret is none.

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 MASK_64 = (1 << 64) - 1
 MASK_31 = (1 << 31) - 1
 GAMMA = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd
+SET_ORDERS, PROMPT_CHOICES = 1, 2  # what a start of three numbers is for
 
 
 def _mix(value: int) -> int:
@@ -47,6 +48,16 @@ def permutation(seed: int, epoch: int, length: int) -> list[int]:
         j = next(outputs) % (i + 1)
         order[i], order[j] = order[j], order[i]
     return order
+
+
+def set_seed(seed: int, number: int) -> int:
+    """The seed of the orders in which one of several sets visits its prompts: 64 bits."""
+    return _start(seed, number, SET_ORDERS)
+
+
+def draw_numbers(seed: int, ticket: int) -> Iterator[int]:
+    """Random numbers of 64 bits, without end, that choose the prompt of a ticket."""
+    return _outputs(_start(seed, ticket, PROMPT_CHOICES))
 
 
 def sampling_seed(seed: int, ticket: int, index: int) -> int:

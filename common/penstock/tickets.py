@@ -49,7 +49,8 @@ class TicketState(Enum):
 class TicketLimits:
     """max_outstanding: credits; num_draws: tickets in all; max_steps: 0 for no limit; order: of batches.
 
-    max_failure_share: of episodes, in the tickets of the last 20 batches; 1: no limit, as for completions.
+    max_failure_share: of episodes, in the tickets of the last 20 batches; 1: no limit, as for completions. delay: in
+    order `ticket`, issue n only if it is certain which steps end below n - delay: the prompt of n depends on them.
     """
 
     batch_size: int
@@ -58,6 +59,7 @@ class TicketLimits:
     max_steps: int = 0
     order: Literal["ticket", "ready"] = "ticket"
     max_failure_share: float = 1.0
+    delay: int | None = None
 
 
 class Failures:
@@ -190,12 +192,27 @@ class TicketBook:
         """Outstanding tickets that no step has trained."""
         return len(self._outstanding) - self._num[TicketState.COMMITTED]
 
+    @property
+    def _num_certain(self) -> int:
+        """Further tickets of which it is certain which steps end `delay` below them.
+
+        The next step ends with the B-th of its tickets that is not dropped. While fewer than B of those that may still
+        be trained are below n - delay, no further step ends there, whatever becomes of them.
+        """
+        if self._limits.delay is None:
+            return self._limits.num_draws
+        size = self._limits.batch_size
+        open_ones = [n for n, state in self._outstanding.items() if state is not TicketState.COMMITTED][:size]
+        last = open_ones[-1] if len(open_ones) == size else self.next_number + size - len(open_ones) - 1
+        return max(0, last + self._limits.delay + 1 - self.next_number)
+
     def issue(self) -> list[int]:
         """The numbers to issue now; they count as outstanding from here on."""
         count = min(
             self._limits.max_outstanding - len(self._outstanding),
             self._limits.num_draws - self.next_number,
             self._needed,
+            self._num_certain,
         )
         numbers = list(range(self.next_number, self.next_number + max(0, count)))
         for number in numbers:

@@ -1,6 +1,14 @@
 """The configuration, from one place: the tree, its sections, and nothing else."""
 
 from penstock.config.agent import AgentSection
+from penstock.config.data import (
+    ColumnsSection,
+    CurriculumSection,
+    DataSection,
+    DatasetSection,
+    TrainingSet,
+    TrainSetSection,
+)
 from penstock.config.evaluation import EvalSampling, EvalSection, EvalSetSection, HeldOutSet
 from penstock.config.loss import LossSection
 from penstock.config.ray import RaySection
@@ -18,9 +26,6 @@ from penstock.config.slurm import SlurmComponentSection, SlurmSection
 from penstock.config.training import (
     ActorSection,
     CheckpointSection,
-    ColumnsSection,
-    DataSection,
-    DatasetSection,
     LoraSection,
     OptimizerSection,
     RefSection,
@@ -38,6 +43,7 @@ __all__ = [
     "CheckpointSection",
     "ColumnsSection",
     "Config",
+    "CurriculumSection",
     "DataSection",
     "DatasetSection",
     "EngineSection",
@@ -62,6 +68,8 @@ __all__ = [
     "StalenessSection",
     "TeacherSection",
     "TrackingSection",
+    "TrainSetSection",
     "TrainerSection",
+    "TrainingSet",
     "WeightsSection",
 ]

@@ -61,7 +61,8 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     "loss.kl": {_NEXT: "estimator place importance_weighted"},
     "loss.overlong": {_NEXT: "buffer_tokens penalty"},
     "sampling": {_NEXT: "temperature max_new_tokens stop ignore_eos"},
-    "data": {_FIXED: "batch_size system_prompt prompt_template template_options"},
+    "data": {_FIXED: "train_sets shuffle too_long batch_size system_prompt prompt_template template_options"},
+    "data.curriculum": {_FIXED: "priority uniform_share decay success delay_steps"},
     "data.train": {_FIXED: "kind path split size seed options"},
     "data.train.columns": {_FIXED: _COLUMNS},
     "data.eval": {_FREE: "kind path split size seed options"},
@@ -113,6 +114,8 @@ def change_of(key: str) -> Change:
     if isinstance(found, dict):
         return {each: change for change, names in found.items() for each in names.split()}[name]
     whole = found or CLASSES[section.partition(".")[0]]
+    if isinstance(whole, dict):  # a key of an entry has the class of its mapping
+        return change_of(section)
     if not isinstance(whole, Change):
         return change_of(section)
     return whole

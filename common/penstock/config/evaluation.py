@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from penstock.config.training import DataSection, DatasetSection, PromptTemplate, StopStrings
+from penstock.config.data import DataSection, DatasetSection, PromptTemplate, SetName
+from penstock.config.training import StopStrings
 from penstock.config.types import Count, Fraction, Section
 from penstock.contracts.vocabulary import MAIN_SET
 
@@ -16,7 +17,6 @@ Temperature = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Amount = Annotated[int, Field(ge=0)]
 Penalty = Annotated[float, Field(gt=0, le=2)]
-SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 
 
 class EvalSampling(Section):

@@ -1,7 +1,7 @@
 """The keys of the configuration: which there are, and what each holds.
 
 A key is a section, a mapping such as `reward.functions`, an entry of a mapping, or a plain value. Names of entries are
-the user's: they are not listed, and may have dots.
+the user's: they are not listed, and may have dots, unless the entries are sections (`data.train_sets`).
 """
 
 from collections.abc import Iterator, Mapping

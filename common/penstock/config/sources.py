@@ -20,7 +20,10 @@ ENV_PREFIX = "PENSTOCK_"
 ENV_DELIMITER = "__"
 CONFIG_FLAG = "--config"
 # Variables have no case, so these mappings alone have entries there: names of resources and of other variables do.
-MAPPINGS_OF_LOWER_CASE = ("reward.functions", "data.template_options", "data.train.options", "data.eval.options")
+MAPPINGS_OF_LOWER_CASE = (
+    *("reward.functions", "data.template_options", "data.train.options", "data.eval.options"),
+    "data.train_sets",
+)
 
 # Of YAML's guesses what a plain word is, all but dates: no key holds a date.
 RESOLVERS = {

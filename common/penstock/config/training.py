@@ -1,15 +1,13 @@
-"""Sections of the configuration about training: run, model, optimizer, prompts, staleness, checkpoints."""
+"""Sections of the configuration about training: run, model, optimizer, sampling, staleness, checkpoints."""
 
-import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from penstock.config.types import Count, Fraction, Seconds, Section
 from penstock.contracts import Dtype
 from penstock.contracts.generation import MOST_STOPS
 
-PROMPT_PLACE = "{prompt}"
 StopStrings = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=MOST_STOPS)]
 LOWEST_TEMPERATURE = 0.01  # SGLang samples greedily below 1e-6; before that, logits over it lose their float32 digits
 
@@ -191,85 +189,6 @@ class SamplingSection(Section):
                 "no gradient"
             )
         return self
-
-
-class ColumnsSection(Section):
-    """Names of the columns of a Hugging Face dataset or JSONL file."""
-
-    prompt: str = "prompt"
-    """Text, or a list of chat messages that goes through the model's chat template."""
-    answer: str = "answer"
-    """What the reward compares with."""
-    reward: str = "reward"
-    """Optional: the reward function for this row."""
-    metadata: str = "metadata"
-    """Optional: a mapping handed to the reward function."""
-
-
-def _finite(options: dict[str, Any]) -> dict[str, Any]:
-    """The options, without inf or nan at any depth; pydantic looks only at fields that are declared as numbers."""
-    try:
-        json.dumps(options, allow_nan=False, default=str)
-    except ValueError:
-        raise ValueError("numbers in it should be finite") from None
-    return options
-
-
-def _holds_the_prompt(template: str) -> str:
-    if template and template.count(PROMPT_PLACE) != 1:
-        raise ValueError(f"it has {PROMPT_PLACE} {template.count(PROMPT_PLACE)} times: expected it once, or no text")
-    return template
-
-
-PromptTemplate = Annotated[str, AfterValidator(_holds_the_prompt)]
-
-
-class DatasetSection(Section):
-    """One set of prompts."""
-
-    kind: Literal["jsonl", "huggingface", "reasoning_gym"] = "jsonl"
-    """Where the rows come from."""
-    path: str = ""
-    """JSONL file; dataset folder or hub name; name of a reasoning-gym task."""
-    split: str = "train"
-    """Split of a Hugging Face dataset. A source without splits takes only the default."""
-    columns: ColumnsSection = ColumnsSection()
-    """Names of the columns."""
-    size: Annotated[int, Field(ge=0)] = 0
-    """Use the first `size` rows; 0: all. reasoning-gym makes exactly this many."""
-    seed: int = 0
-    """Seed of a reasoning-gym task."""
-    options: Annotated[dict[str, Any], AfterValidator(_finite)] = Field(default={})
-    """Parameters of a reasoning-gym task, such as `{min_terms: 2, max_terms: 2}`."""
-
-    @model_validator(mode="after")
-    def _options_are_of_a_task(self) -> Self:
-        if self.options and self.kind != "reasoning_gym":
-            raise ValueError(
-                f"options holds {', '.join(self.options)}, and kind is {self.kind}: expected options only with kind "
-                "reasoning_gym, whose tasks have parameters"
-            )
-        return self
-
-
-class DataSection(Section):
-    """Prompts."""
-
-    train: DatasetSection = DatasetSection()
-    """Prompts to train on."""
-    eval: DatasetSection | None = None
-    """Held-out prompts; without them there is no evaluation. Those that are training prompts too are counted: in a
-    warning at start, in the closing report and in `summary.json`."""
-    batch_size: Count = 8
-    """B: groups (prompts) per training step."""
-    system_prompt: str = ""
-    """System message before every prompt; it turns plain prompts into chat messages."""
-    prompt_template: PromptTemplate = ""
-    """Text around each prompt that is plain text, which stands where it says `{prompt}`: an instruction, or examples of
-    the task. See docs/prompts.md."""
-    template_options: Annotated[dict[str, Any], AfterValidator(_finite)] = Field(default={})
-    """Variables of the model's chat template, such as `{enable_thinking: false}`; one that it does not read is refused.
-    See docs/prompts.md."""
 
 
 class StalenessSection(Section):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from penstock.config.agent import AgentSection
+from penstock.config.data import DataSection, TrainSetSection
 from penstock.config.evaluation import EvalSection, HeldOutSet, held_out_sets
 from penstock.config.loss import LossSection
 from penstock.config.ray import RaySection
@@ -27,7 +28,6 @@ from penstock.config.slurm import SlurmSection
 from penstock.config.training import (
     ActorSection,
     CheckpointSection,
-    DataSection,
     OptimizerSection,
     RefSection,
     RunSection,
@@ -57,7 +57,8 @@ class Config(Section):
     teacher: TeacherSection = TeacherSection()
     """The teacher."""
     total_train_epochs: Count = 1
-    """Passes over the training prompts."""
+    """Passes over the training prompts; of several sets (`data.train_sets`), as many draws as they have prompts
+    together count as one."""
     optimizer: OptimizerSection = OptimizerSection()
     """The optimizer."""
     loss: LossSection = LossSection()
@@ -222,6 +223,7 @@ class Config(Section):
             self._why_no_reward_scale,
             self._why_no_moving_reference,
             self._why_no_teacher,
+            self._why_no_curriculum,
         ):
             if reason:
                 raise ValueError(reason)
@@ -251,7 +253,7 @@ class Config(Section):
             raise ValueError(f"trainer.take_turns is on and {reason}")
         if not self.reward.functions:
             raise ValueError("reward.functions is empty: expected at least one function and its weight")
-        if not self.data.train.path:
+        if not self.data.train_sets and not self.data.train.path:
             raise ValueError("data.train.path is empty: expected a JSONL file, a dataset or a reasoning-gym task")
         if reason := self._why_no_evaluation:
             raise ValueError(reason)
@@ -332,6 +334,25 @@ class Config(Section):
                     "what it asks (reset); expected no template"
                 )
         return ""
+
+    @property
+    def _why_no_curriculum(self) -> str | None:
+        """What keeps draws from depending on steps alone; None if nothing does, or there is no curriculum."""
+        curriculum, staleness = self.data.curriculum, self.staleness
+        if curriculum.priority == "none":
+            return None
+        if staleness.order == "ready":
+            return (
+                f"data.curriculum.priority is {curriculum.priority} with staleness.order ready, in which time decides "
+                "what a step trains, and so would decide draws: expected staleness.order ticket"
+            )
+        if curriculum.delay_steps < staleness.max_staleness:
+            return (
+                f"data.curriculum.delay_steps is {curriculum.delay_steps} and staleness.max_staleness "
+                f"{staleness.max_staleness}: expected at least as many, since tickets are issued that many steps "
+                "ahead; raise the former"
+            )
+        return None
 
     @property
     def stall_seconds(self) -> float:
@@ -427,16 +448,23 @@ class Config(Section):
                 "the limit of one turn. Expected a constant length of an episode; set loss.norm_length, for example "
                 f"to {self.agent.max_tokens} (agent.max_tokens)"
             )
-        if self.data.template_options:
+        if self.data.too_long != "error":
             return (
-                f"data.template_options holds {', '.join(self.data.template_options)}: the agent service renders "
-                "messages, with the defaults of the chat template; expected no options"
+                f"data.too_long {self.data.too_long}: the tokens of an episode's prompt are unknown before it begins, "
+                "and agent.max_tokens ends it; expected error, the default"
             )
-        if self.data.prompt_template:
-            return (
-                "data.prompt_template is set: the agent service renders messages, and an environment says what it asks "
-                "(reset); expected no template. data.system_prompt can hold an instruction"
-            )
+        sections: list[tuple[str, DataSection | TrainSetSection]] = [("data", self.data)]
+        for key, section in sections + [(each.key, each.section) for each in self.data.training_sets]:
+            if section.template_options:
+                return (
+                    f"{key}.template_options holds {', '.join(section.template_options)}: the agent service renders "
+                    "messages, with the defaults of the chat template; expected no options"
+                )
+            if section.prompt_template:
+                return (
+                    f"{key}.prompt_template is set: the agent service renders messages, and an environment says what "
+                    f"it asks (reset); expected no template. {key}.system_prompt can hold an instruction"
+                )
         return ""
 
     @property

@@ -11,6 +11,7 @@ with an `ArchivedRecord` in their place, which says what they come to.
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,11 +20,22 @@ from penstock.contracts.vocabulary import DropReason
 from penstock.contracts.wire import Contract
 
 
+class Outcome(NamedTuple):
+    """What a ticket came to, for the curriculum: its prompt, counted from 0 over all sets, and of its completions with
+    a reward, how many succeeded and how many there are."""
+
+    prompt: int
+    successes: int
+    completions: int
+
+
 class RunRecord(Contract, frozen=True, tag_field="record", tag="run"):
     """First record: what must not change between starts: the meaning of every ticket number, and the trained model.
 
     model: fingerprint of the weights that training began with; model_path: where they were, for messages. lora: the
     adapter in words; empty: all weights are trained. An older ledger has "" as model, and says nothing of either.
+    draws: how prompts are drawn, in words; "": each epoch visits them once, in the order of `permutation(seed, epoch)`.
+    set_sizes: prompts of each training set, in order; empty if there is one.
     """
 
     dataset_digest: str
@@ -34,6 +46,8 @@ class RunRecord(Contract, frozen=True, tag_field="record", tag="run"):
     model: str = ""
     model_path: str = ""
     lora: str = ""
+    draws: str = ""
+    set_sizes: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class StepRecord(Contract, frozen=True, tag_field="record", tag="step"):
@@ -42,6 +56,7 @@ class StepRecord(Contract, frozen=True, tag_field="record", tag="step"):
     version: of the weights that it trains. max_lag: tokens with a larger staleness are masked; None: no token is.
     settings: digest of the configuration that it was trained with, whose text lies beside the step files. All three
     reproduce the step even after a change of the configuration; an older ledger has version None and settings "".
+    outcomes: of its tickets, in a run with a curriculum, whose later draws follow from them.
     """
 
     step: int
@@ -51,6 +66,7 @@ class StepRecord(Contract, frozen=True, tag_field="record", tag="step"):
     version: int | None = None
     max_lag: int | None = None
     settings: str = ""
+    outcomes: tuple[Outcome, ...] = ()
 
     @property
     def number(self) -> int:
@@ -81,6 +97,7 @@ class DropRecord(Contract, frozen=True, tag_field="record", tag="drop", omit_def
 
     why: the words of the service that could not use its message. num_completions: of its group; 0: there was none.
     failures: why some of them have no reward, each with their number. An older ledger has none of these.
+    dataset: the ticket's set of training prompts; "" if the run has one. outcome: as of a step's tickets.
     """
 
     ticket: int
@@ -88,6 +105,8 @@ class DropRecord(Contract, frozen=True, tag_field="record", tag="drop", omit_def
     why: str = ""
     num_completions: int = 0
     failures: dict[str, int] = msgspec.field(default_factory=dict)
+    dataset: str = ""
+    outcome: Outcome | None = None
 
 
 class CheckpointRecord(Contract, frozen=True, tag_field="record", tag="checkpoint"):

@@ -7,6 +7,7 @@ ended the last one; time in which no trainer lived is in none of them. One pass 
 import math
 from collections import Counter, deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -99,6 +100,7 @@ def run_figures(steps: Iterable[Line], evaluations: Iterable[Line], ledger: Iter
             "truncated": found.counts.get("truncated_completions"),  # of those of steps
         },
         "failures": _most_frequent(found.failures + tickets.failures),
+        **({"sets": _sets(found.sets, tickets)} if found.sets or tickets.sets else {}),
         "groups": {
             "num": found.counts["groups"] + found.counts["failed_groups"] + tickets.num_groups,
             "no_signal": found.counts["degenerate_groups"]
@@ -111,6 +113,30 @@ def run_figures(steps: Iterable[Line], evaluations: Iterable[Line], ledger: Iter
         "tokens_per_second": _ratio(found.tokens, found.seconds),
         "generation_tokens_per_second": _ratio(found.tokens, found.generation_seconds),
         "gap_to_ideal": timing.gap_to_ideal,
+    }
+
+
+@dataclass
+class _OfSet:
+    """What the lines of steps come to for one training set."""
+
+    num_prompts: int = 0
+    num_rewards: int = 0
+    reward_sum: float = 0.0
+    num_without_signal: int = 0
+
+
+def _sets(found: Mapping[str, _OfSet], tickets: "_Tickets") -> dict[str, dict[str, Any]]:
+    """By training set: prompts trained, their mean reward, the share without a signal, and what was dropped."""
+    return {
+        name: {
+            "prompts": each.num_prompts,
+            "reward_mean": _ratio(each.reward_sum, each.num_rewards),
+            "dropped": dict(tickets.sets.get(name, {})),
+            "no_signal": each.num_without_signal + tickets.num_without_signal(name),
+        }
+        for name in sorted({*found, *tickets.sets})
+        for each in (found.get(name, _OfSet()),)
     }
 
 
@@ -204,6 +230,12 @@ class _Tickets:
         """Why the run ended after so many steps, of more; None if that was not decided, or it went on."""
         found = self._early_stop
         return msgspec.structs.asdict(found) if found is not None and found.steps == num_steps else None
+        self.sets: dict[str, Counter[str]] = {}
+
+    def num_without_signal(self, name: str) -> int:
+        """Dropped groups of a set that had none."""
+        counts = self.sets.get(name, Counter())
+        return counts[DropReason.DEGENERATE] + counts[DropReason.REWARD_FAILED]
 
     def count(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -211,6 +243,8 @@ class _Tickets:
                 self.num_trained += len(record.tickets)
             elif isinstance(record, DropRecord):
                 self.dropped[str(record.reason)] += 1
+                if record.dataset:
+                    self.sets.setdefault(record.dataset, Counter())[str(record.reason)] += 1
                 self.failures.update(record.failures)
                 self.num_completions += record.num_completions
                 self.num_groups += record.reason != DropReason.POISON
@@ -233,6 +267,7 @@ class _Steps:
         self.failures: Counter[str] = Counter()
         self.first: list[float] = []
         self.last: deque[float] = deque(maxlen=REWARD_WINDOW_STEPS)
+        self.sets: dict[str, _OfSet] = {}
         self._episodes: dict[str, tuple[float, float]] = {}
 
     def counting(self, lines: Iterable[Line]) -> Iterator[Line]:
@@ -241,6 +276,7 @@ class _Steps:
             self._count(line)
             self._count_statistics(line["statistics"])
             self.failures.update(line.get("failures", {}))
+            self._count_sets(line.get("sets", {}))
             yield line
 
     def _count(self, line: Line) -> None:
@@ -269,6 +305,14 @@ class _Steps:
             if name.startswith(EPISODE):
                 total, largest = self._episodes.get(name, (0.0, -math.inf))
                 self._episodes[name] = (total + value, max(largest, value))
+
+    def _count_sets(self, sets: Mapping[str, Mapping[str, float]]) -> None:
+        for name, figures in sets.items():
+            each = self.sets.setdefault(name, _OfSet())
+            each.num_prompts += int(figures["num_prompts"])
+            each.num_rewards += int(figures["num_rewards"])
+            each.reward_sum += figures["num_rewards"] * figures.get("reward_mean", 0.0)
+            each.num_without_signal += round(figures["num_prompts"] * figures["no_signal_ratio"])
 
     @property
     def num_completions(self) -> int:

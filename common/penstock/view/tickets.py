@@ -192,8 +192,10 @@ class Ledger:
         """The tickets that draw the same prompt, up to the last one that has ended; at most `most`, the newest first.
 
         Epoch e visits the prompts in the order of `permutation(seed, e)`: a ticket's number says which prompt it draws.
-        Of a ticket that was never issued, and of a large data set, the ticket alone.
+        Of a ticket that was never issued, of a large data set, and of a run that draws otherwise, the ticket alone.
         """
+        if self.run is not None and self.run.draws:
+            return [ticket]
         length = self.run.dataset_length if self.run else 0
         ended = (each for part in self._parts for each in (*part.trained[-length:], *part.dropped[-length:]))
         last = max(ended, default=-1)

@@ -6,7 +6,7 @@ each gets what it uses.
 
 import asyncio
 from collections.abc import Coroutine
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from penstock.view.app import add_page
 from penstock.view.runs import Runs
 from penstock.weights.relay import Relay
 from penstock_trainer.app import trainer_app
+from penstock_trainer.batching.training_sets import set_figures
 from penstock_trainer.checkpoints.best import KeepBest
 from penstock_trainer.checkpoints.folders import Checkpoints
 from penstock_trainer.checkpoints.history import History
@@ -41,7 +42,7 @@ from penstock_trainer.early_stop import EarlyStop
 from penstock_trainer.heartbeat import Sampler
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.non_finite import NonFiniteSteps
-from penstock_trainer.learner.recipe import advantage_test, gradient_test, make_recipe
+from penstock_trainer.learner.recipe import advantage_test, gradient_test, make_recipe, signal_test
 from penstock_trainer.loop import Trainer
 from penstock_trainer.releases import Origin, Releases
 from penstock_trainer.reports import Reports
@@ -186,6 +187,7 @@ class Assembly:
                 config.run.max_steps,
                 config.staleness.order,
                 config.agent.max_failure_share if config.agent.enabled else 1.0,
+                self.draws.delay,
             )
         )
 
@@ -245,6 +247,7 @@ class Assembly:
             drop=self.history.drop,
             dropped=self.reports.dropped,
             buried=self.buried.note,
+            with_outcome=self.draws.with_outcome,
         )
 
     @cached_property
@@ -289,6 +292,7 @@ class Assembly:
             self.checkpoint_writer,
             self.prompts.run_record(self.config),
             self.configs,
+            self.draws,
             final_folder=self.folder / FINAL_MODEL,
         )
 
@@ -411,6 +415,7 @@ class Assembly:
             LastLines(self.folder / DROPPED_FILE),
             self.sample_writer,
             max_lag=self.config.staleness.max_lag,
+            set_figures=partial(set_figures, set_of=self.draws.set_of, has_signal=signal_test(self.config)),
         )
 
     @cached_property

@@ -6,7 +6,7 @@ Owns the figures of a step, and sends them to progress files, samples, metrics, 
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 
@@ -55,8 +55,9 @@ class Reports:
         sample_writer: SampleWriter,
         *,
         max_lag: int | None,
+        set_figures: Callable[[Sequence[ScoredGroup]], dict[str, dict[str, float]]],
     ) -> None:
-        """`max_lag`: staler tokens are masked, and do not count for the staleness."""
+        """`max_lag`: staler tokens are masked, and do not count for the staleness. `set_figures`: by training set."""
         self._progress = progress
         self._metrics = metrics
         self._status = status
@@ -68,6 +69,7 @@ class Reports:
         self._dropped = dropped
         self._sample_writer = sample_writer
         self._max_lag = max_lag
+        self._set_figures = set_figures
         self._first = True
         self._metrics.show_run(self._status.steps, self._progress)
 
@@ -145,6 +147,7 @@ class Reports:
                 staleness=staleness,
             ),
             pushes=clock.pushes,
+            sets=self._set_figures(groups),
         )
         return line, staleness
 

@@ -42,7 +42,7 @@ async def run_trainer(
     if rank_device(config.trainer.device, info).type == "cpu":
         keep_freed_memory()
     prompts = await asyncio.to_thread(encode_prompts, config, train_rows, held_out_rows)
-    prompts.warn_of_shared(config)
+    prompts.warn(config)
     folder = Path(config.run.root) / config.run.name
     step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
     queue = await connect(config)
@@ -108,6 +108,7 @@ async def _summarize(life: Assembly) -> None:
         engine=servers[0].engine if servers else "",
         model=life.config.actor.path,
         max_staleness=life.config.staleness.max_staleness,
+        too_long={each.key: each.count for each in life.prompts.too_long},
     )
     await asyncio.to_thread(write_durably, life.folder / TRAINER_SUMMARY_FILE, summary_bytes(summary))
 

@@ -96,6 +96,8 @@ def type_text(annotation: Any) -> str:
         return f"list of {type_text(arguments[0])}"
     if origin is Annotated:
         return type_text(arguments[0])
+    if entry_section(annotation) is not None:
+        return "mapping of text to keys"
     if origin is dict:
         return f"mapping of {type_text(arguments[0])} to {type_text(arguments[1])}"
     if origin in (Union, types.UnionType):

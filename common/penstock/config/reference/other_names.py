@@ -40,7 +40,9 @@ _KIND = "with data.train.kind: jsonl for JSONL, huggingface for Parquet or a dat
 _EVAL_KIND = "with data.eval.kind: jsonl for JSONL, huggingface for Parquet or a dataset"
 _PACKS = "a pack takes as many completions as fit, and a step as many packs as it needs"
 _OFF_ON = "false is 0"
-_NO_CUT = "for prompt and completion together; a prompt that is too long is refused, not cut"
+_NO_CUT = (
+    "for prompt and completion together; a prompt that is too long is refused or left out (data.too_long), not cut"
+)
 _WHITENED = "with batch for both it is tokens, with null for both none"
 
 _TRL: Mapping[str, tuple[str, str]] = {
@@ -78,6 +80,7 @@ _TRL: Mapping[str, tuple[str, str]] = {
     "lora_target_modules": ("actor.lora.target_modules", ""),
     "dataset_name": ("data.train.path", _KIND),
     "dataset_train_split": ("data.train.split", ""),
+    "shuffle_dataset": ("data.shuffle", ""),
     "chat_template_kwargs": ("data.template_options", ""),
     "num_generations": ("actor.group_size", ""),
     "per_device_train_batch_size": (
@@ -149,6 +152,8 @@ _VERL: Mapping[str, tuple[str, str]] = {
     "data.max_prompt_length": ("rollout.engine.context_length", _NO_CUT),
     "data.max_response_length": ("sampling.max_new_tokens", ""),
     "data.prompt_key": ("data.train.columns.prompt", ""),
+    "data.filter_overlong_prompts": ("data.too_long", "true is drop, false error"),
+    "data.truncation": ("data.too_long", "only error exists: prompts are not cut"),
     "data.train_max_samples": ("data.train.size", "0 instead of -1 for all"),
     "data.apply_chat_template_kwargs": ("data.template_options", ""),
     "actor_rollout_ref.model.path": ("actor.path", ""),
@@ -318,6 +323,7 @@ _AREAL: Mapping[str, tuple[str, str]] = {
     "sglang.mem_fraction_static": ("rollout.engine.memory_fraction", ""),
     "train_dataset.path": ("data.train.path", _KIND),
     "train_dataset.batch_size": ("data.batch_size", ""),
+    "train_dataset.shuffle": ("data.shuffle", ""),
     "valid_dataset.path": ("data.eval.path", _EVAL_KIND),
     "saver.freq_steps": ("checkpoint.every_steps", "checkpoints; `penstock export` makes a model of one"),
     "recover.freq_steps": ("checkpoint.every_steps", ""),
@@ -375,6 +381,7 @@ _OPENRLHF: Mapping[str, tuple[str, str]] = {
     "dynamic_filtering": ("loss.dynamic_sampling", ""),
     "async_queue_size": ("staleness.max_staleness", "in versions of the weights; 0 is synchronous"),
     "prompt_data": ("data.train.path", _KIND),
+    "prompt_data_probs": ("data.train_sets.NAME.weight", "one for each set, which need not sum to 1"),
     "prompt_split": ("data.train.split", ""),
     "max_samples": ("data.train.size", "0 for all"),
     "input_key": ("data.train.columns.prompt", ""),

@@ -36,7 +36,7 @@ from penstock_launch.doctor.report import (
 from penstock_launch.doctor.side_by_side import Look, look_at_all
 from penstock_launch.gpus.shares import place
 from penstock_launch.services import tuned_environment
-from penstock_trainer.data.datasets import load_rows
+from penstock_trainer.data.datasets import load_training_rows
 from penstock_trainer.data.rows import Row
 
 REWARDS, PROMPTS, GROUP = "rewards", "prompts", "one group"
@@ -120,11 +120,9 @@ def _after(title: str, wrong: Collection[str]) -> Line:
 
 
 def reward_lines(config: Config, wrong: Collection[str] = ()) -> list[Line]:
-    """The functions on the first rows of data.train. wrong: what has a problem already."""
+    """The functions on the first rows of each training set. wrong: what has a problem already."""
     try:
-        section = config.data.train
-        few = section.model_copy(update={"size": min(section.size or paths.FEW_ROWS, paths.FEW_ROWS)})
-        rows = load_rows(few, of_episodes=config.agent.enabled)
+        rows = load_training_rows(config.data, of_episodes=config.agent.enabled, first=paths.FEW_ROWS)
         if MODEL in wrong and not _is_plain(config, rows):
             return [_after(REWARDS, [f"{MODEL}, whose chat template makes the prompts"])]
         samples = _samples(config, rows)
@@ -143,7 +141,9 @@ def _samples(config: Config, rows: Sequence[Row]) -> list[rewards.Sample]:
 
 def _is_plain(config: Config, rows: Sequence[Row]) -> bool:
     """Only a chat template or an environment changes a prompt; for plain text no tokenizer is loaded."""
-    changed = config.data.system_prompt or config.data.prompt_template or config.agent.enabled
+    data, own = config.data, [each.section for each in config.data.training_sets]
+    templates = [data.system_prompt, data.prompt_template, *(each.system_prompt for each in own)]
+    changed = config.agent.enabled or any([*templates, *(each.prompt_template for each in own)])
     return not changed and all(isinstance(row.prompt, str) for row in rows)
 
 

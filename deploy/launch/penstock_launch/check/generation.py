@@ -1,6 +1,6 @@
 """`penstock check --generate`: one group of the run, before an hour is spent: its engine, its sampling, its rewards.
 
-    first row of data.train -> ticket -> engine -> actor.group_size completions -> reward workers -> lines
+    first row of the training prompts -> ticket -> engine -> actor.group_size completions -> reward workers -> lines
 
 Each part is started and asked as its service does it, on the GPU that a launch here would give it. Invariants: every
 wait has a deadline; however the look ends, by Ctrl-C and SIGTERM too, the engine has ended before it does, with all of
@@ -34,7 +34,7 @@ from penstock_rollout.engine.interface import EngineServer
 from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import make_server
 from penstock_rollout.engine.types import Answer, CompletionRequest, GroupAnswer
-from penstock_trainer.data.datasets import load_rows
+from penstock_trainer.data.datasets import load_training_rows
 from penstock_trainer.data.draws import Draws
 from penstock_trainer.data.run_prompts import encode_prompts
 
@@ -97,9 +97,8 @@ def try_group(config: Config, environ: Mapping[str, str]) -> Found:
 
 def first_ticket(config: Config) -> Ticket:
     """What a run would ask an engine for the first row of its data."""
-    section = config.data.train
-    few = section.model_copy(update={"size": min(section.size or config.data.batch_size, config.data.batch_size)})
-    prompts = encode_prompts(config, load_rows(few), {})
+    rows = load_training_rows(config.data, first=config.data.batch_size)
+    prompts = encode_prompts(config, rows, {})
     return Draws(prompts.train[:1], prompts.sampling(config), config).ticket(0, attempt=0, policy_version=0)
 
 

@@ -6,11 +6,12 @@ interpreter, a row and the name of a reward are judged by the functions with whi
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from penstock.absent_path import looked_for
-from penstock.config import AgentSection, Config, DatasetSection, HeldOutSet
+from penstock.config import AgentSection, Config, DatasetSection, HeldOutSet, TrainingSet
 from penstock.errors import ConfigError, PenstockError
 from penstock.model_path import check_model_path
 from penstock.workers.source_names import why_absent
@@ -46,7 +47,7 @@ def looks(config: Config) -> list[Look]:
         *([Look(TITLE, REFERENCE, partial(_other, config.ref.path, "ref.path", REFERENCE))] if has_reference else []),
         *([Look(TITLE, TEACHER, partial(_other, teacher, "teacher.path", TEACHER))] if teacher else []),
         Look(TITLE, INTERPRETER, lambda: [interpreter_line(config)]),
-        Look(TITLE, TRAIN, lambda: [rows_line(config, config.data.train, TRAIN)]),
+        *(Look(TITLE, each.key, partial(_training, config, each)) for each in config.data.training_sets),
         *(Look(TITLE, each.key, partial(_held_out, config, each)) for each in config.held_out_sets),
         Look(TITLE, REWARDS, lambda: [rewards_line(config)]),
         *([Look(TITLE, ENVIRONMENT, partial(_environment, config.agent))] if config.agent.environment else []),
@@ -82,15 +83,24 @@ def interpreter_line(config: Config) -> Line:
     return ok(INTERPRETER, f"{engine.python} has it")
 
 
+def _training(config: Config, each: TrainingSet) -> Sequence[Line]:
+    return [rows_line(config, each.section, each.key, reward=each.section.reward)]
+
+
 def _held_out(config: Config, held_out: HeldOutSet) -> Sequence[Line]:
     return [rows_line(config, held_out.dataset, held_out.key, held_out)]
 
 
-def rows_line(config: Config, section: DatasetSection, key: str, held_out: HeldOutSet | None = None) -> Line:
-    """Of the first rows of a file. What takes longer than a second to open is left to the look at all prompts."""
+def rows_line(
+    config: Config, section: DatasetSection, key: str, held_out: HeldOutSet | None = None, *, reward: str = ""
+) -> Line:
+    """Of the first rows of a file. What takes longer than a second to open is left to the look at all prompts.
+
+    reward: the function of training rows that name none.
+    """
     if missing(["trainer"]):
         return not_looked_at(key, "the extra `trainer`, which reads data, is not installed here")
-    from penstock_trainer.data.datasets import load_rows
+    from penstock_trainer.data.datasets import load_rows, source_of
     from penstock_trainer.data.held_out import rows_of
     from penstock_trainer.data.prompts import require_batch
     from penstock_trainer.data.rows import require_rewards
@@ -109,12 +119,14 @@ def rows_line(config: Config, section: DatasetSection, key: str, held_out: HeldO
         advice = f"Correct the rewards that {section.path} names, or reward.functions."
         if held_out is not None:
             rows_of(held_out, config, few.size)
+        else:
+            named = [replace(row, reward=row.reward or reward) for row in rows]
+            require_rewards(named, config.all_rewards.functions)
         if key == TRAIN:
-            require_rewards(rows, config.all_rewards.functions)
             is_limited = 0 < section.size < config.data.batch_size
             more = f"raise {key}.size" if is_limited else f"add rows to {section.path}"
             advice = f"Set data.batch_size to at most {len(rows)}, or {more}."
-            require_batch(rows, config.data.batch_size, section.path)
+            require_batch(rows, config.data.batch_size, source_of(config.data))
     except PenstockError as error:
         return problem(key, str(error), advice)
     return ok(key, f"{section.path}: the first {len(rows)} rows can be read")

@@ -13,8 +13,8 @@ from penstock.engine_limits import longest_sequence
 from penstock.errors import PenstockError
 from penstock_launch.check.rewards import Sample
 from penstock_launch.doctor.report import Line, ok, problem, warning
-from penstock_trainer.data.chat import Chat
-from penstock_trainer.data.datasets import load_rows
+from penstock_trainer.data.chat import Chats
+from penstock_trainer.data.datasets import load_training_rows
 from penstock_trainer.data.held_out import load_held_out
 from penstock_trainer.data.prompts import EncodedPrompt, encode_rows, episode_rows
 from penstock_trainer.data.rows import Row, require_rewards
@@ -31,11 +31,10 @@ BEGIN_CHARACTERS, END_CHARACTERS = 400, 200  # of a long prompt; the end is what
 def samples_of(config: Config, rows: Sequence[Row]) -> list[Sample]:
     """Rows as a reward service gets them: with the prompt after the chat template. Errors as at the trainer's start."""
     if config.agent.enabled:
-        prompts = episode_rows(rows, config.data.system_prompt)
+        prompts = episode_rows(rows, config.data.system_prompt_of)
     else:
         tokenizer = load_vocabulary(config.actor.path).tokenizer
-        chat = Chat.of_run(tokenizer, config.data)
-        prompts = encode_rows(rows, tokenizer, chat)
+        prompts = encode_rows(rows, tokenizer, Chats(tokenizer, config.data).of)
     return [
         Sample(row.place, prompt.text, prompt.answer, prompt.reward, prompt.metadata)
         for row, prompt in zip(rows, prompts, strict=True)
@@ -50,7 +49,7 @@ def prompt_lines(config: Config, seconds: float = ENCODE_SECONDS) -> list[Line]:
     of_episodes, data = config.agent.enabled, config.data
     step, note = 1, ""
     try:
-        train = load_rows(data.train, of_episodes=of_episodes)
+        train = load_training_rows(data, of_episodes=of_episodes)
         held_out = load_held_out(config)
         require_rewards(train, config.all_rewards.functions)
         num_rows = len(train) + sum(map(len, held_out.values()))
@@ -65,6 +64,10 @@ def prompt_lines(config: Config, seconds: float = ENCODE_SECONDS) -> list[Line]:
         return [problem(WHAT, f"{error}{note and '.'}{note}", "Correct the row or the key that is named.")]
     first = enumerate(prompts.train[:NUM_SHOWN], start=1)
     shown = [ok(f"prompt {number}", view(prompt, vocabulary)) for number, prompt in first]
+    for left_out in prompts.too_long:
+        seen = f"{left_out} are longer than engines generate to the end, less the longest completion, and are left out"
+        advice = "Lower sampling.max_new_tokens, or raise rollout.engine.context_length, to use them too."
+        lines.append(warning("too long", seen, advice))
     for each in config.held_out_sets:
         if shared := prompts.shared[each.name]:
             seen = f"{len(shared)} of {len(prompts.held_out[each.name])} prompts of {each.key} are training prompts too"
@@ -102,7 +105,7 @@ def _limits(config: Config, vocabulary: Vocabulary) -> list[Line]:
 
 def view(prompt: EncodedPrompt, vocabulary: Vocabulary) -> str:
     """What the model reads, special tokens and line breaks visible."""
-    text = repr(vocabulary.tokenizer.decode(prompt.token_ids) if prompt.token_ids else prompt.text)
+    text = repr(vocabulary.tokenizer.decode(list(prompt.token_ids)) if prompt.token_ids else prompt.text)
     left_out = len(text) - BEGIN_CHARACTERS - END_CHARACTERS
     if left_out > 0:
         text = f"{text[:BEGIN_CHARACTERS]} [... {left_out} characters ...] {text[-END_CHARACTERS:]}"

@@ -128,6 +128,17 @@ def _rewards(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _passes(summary)
     for name in summary.get("heldout_sets") or {}:
         yield from _set(name, of_set(summary, name))
+    if left_out := summary.get("prompts_too_long"):
+        counts = ", ".join(f"{count:,} in {key}" for key, count in left_out.items())
+        yield "left out", f"prompts that are too long (data.too_long): {counts}"
+    for name, each in (summary.get("sets") or {}).items():
+        dropped = sum(each["dropped"].values())
+        groups = each["prompts"] + dropped
+        yield (
+            f"set {name}",
+            f"{each['prompts']:,} prompts trained, reward {number(each['reward_mean'])}; no signal in "
+            f"{each['no_signal']:,} of {groups:,} groups",
+        )
 
 
 def _set(name: str, figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -37,6 +37,7 @@ from penstock_trainer.checkpoints.same_run import check_same_run
 from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.writer import CheckpointWriter
+from penstock_trainer.data.draws import Draws
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class History:
         writer: CheckpointWriter,
         run: RunRecord,
         configs: StepConfigs,
+        draws: Draws,
         *,
         final_folder: Path,
     ) -> None:
@@ -76,6 +78,7 @@ class History:
         self.checkpoints = checkpoints
         self._writer = writer
         self._run = run
+        self._draws = draws
         self.configs = configs
         self.max_lag = configs.config.staleness.max_lag
         """Tokens that are staler are masked, in each step that is written."""
@@ -112,7 +115,7 @@ class History:
             check_same_run(ledger.run, run)
         self._num_archived = ledger.archived.num_steps if ledger.archived is not None else 0
         newest = newest_checkpoint(ledger, self.checkpoints)
-        if newest is None:  # it begins with the first step
+        if newest is None or self._draws.needs_all_steps:  # it begins with the first step
             ledger = await asyncio.to_thread(self.step_files.journal.with_archive, ledger)
         self._last_checkpoint = newest.steps if newest else -1
         self._settings = await asyncio.to_thread(self.step_files.settings.write, self.configs.config)
@@ -178,6 +181,7 @@ class History:
         """End a ticket without a step: ticket and reason in the ledger, then in the journal."""
         async with self._journaling:
             await self._queue.drop(record, delivery)
+            self._draws.dropped(record)
             # Flushed with the next step: a ticket whose end is lost with the queue and the host is drawn again.
             await asyncio.to_thread(self.step_files.journal.append, record, durable=False)
 
@@ -192,6 +196,7 @@ class History:
             version=version,
             max_lag=self.max_lag,
             settings=self._settings,
+            outcomes=self._draws.outcomes(groups),
         )
 
     async def commit(self, record: StepRecord, deliveries: Mapping[int, Delivery]) -> None:
@@ -200,6 +205,7 @@ class History:
         A crash before this changes nothing: the groups are in the queue, and the ledger does not name the file.
         """
         await self._queue.commit_step(record, dict(deliveries))
+        self._draws.committed(record)
         self._book.commit(list(deliveries))
 
     def write_log_ratios(self, record: StepRecord, groups: tuple[tuple[bytes, ...], ...]) -> None:

@@ -11,8 +11,8 @@ from penstock.errors import ConfigError
 from penstock_trainer.checkpoints.journal import Journal
 
 FIXED = {
-    "dataset_digest": "data.train, data.prompt_template or data.system_prompt (the prompts)",
-    "dataset_length": "data.train (its number of rows)",
+    "dataset_digest": "data.train, data.train_sets, data.prompt_template or data.system_prompt (the prompts)",
+    "dataset_length": "data.train or data.train_sets (its number of rows; with data.too_long drop, of those that fit)",
     "batch_size": "data.batch_size",
     "group_size": "actor.group_size",
     "seed": "run.seed",
@@ -27,6 +27,11 @@ def check_same_run(begun: RunRecord, current: RunRecord) -> None:
         for name, key in FIXED.items()
         if getattr(begun, name) != getattr(current, name)
     ]
+    if begun.draws != current.draws:
+        before, now = (each.draws or "one set, shuffled" for each in (begun, current))
+        changed.append(
+            f"data.train_sets, data.shuffle or data.curriculum (how prompts are drawn) was {before} and is {now}"
+        )
     if begun.model and begun.lora != current.lora:
         changed.append(f"actor.lora was {begun.lora or 'off'} and is {current.lora or 'off'}")
     if begun.model and current.model and begun.model != current.model:

@@ -15,7 +15,7 @@ import msgspec
 import xxhash
 
 from penstock.contracts import ScoredGroup
-from penstock.contracts.ledger import StepRecord
+from penstock.contracts.ledger import Outcome, StepRecord
 from penstock.contracts.log_ratios import SUFFIX, LogRatiosFile
 from penstock.contracts.step_file import StepFile
 from penstock.durable import write_complete, write_durably, writing
@@ -44,15 +44,19 @@ class StepFiles:
         version: int | None = None,
         max_lag: int | None = None,
         settings: str = "",
+        outcomes: tuple[Outcome, ...] = (),
     ) -> StepRecord:
-        """Write the full batch durably, without masks; the record that commits it. settings: digest of the step's."""
+        """Write the full batch durably, without masks; the record that commits it.
+
+        settings: digest of the step's. outcomes: of its tickets, for a curriculum.
+        """
         with writing(str(self._folder)):
             self._folder.mkdir(parents=True, exist_ok=True)
         data = msgspec.msgpack.encode(StepFile(step, lease, tuple(groups)))
         name = f"{step:08d}.{lease}.pack"
         write_durably(self._folder / name, data)
         tickets = tuple(each.group.ticket.number for each in groups)
-        return StepRecord(step, tickets, name, xxhash.xxh3_64_hexdigest(data), version, max_lag, settings)
+        return StepRecord(step, tickets, name, xxhash.xxh3_64_hexdigest(data), version, max_lag, settings, outcomes)
 
     def write_log_ratios(self, record: StepRecord, groups: tuple[tuple[bytes, ...], ...]) -> None:
         """Write those of a committed step, unless an earlier life has written them. groups: see `LogRatiosFile`.

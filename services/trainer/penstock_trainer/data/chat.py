@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from penstock.config import DataSection
-from penstock.config.training import PROMPT_PLACE
+from penstock.config.data import PROMPT_PLACE
 from penstock.errors import ConfigError, DataError
 from penstock_trainer.data.rows import Message, Row
 
@@ -46,8 +46,12 @@ class Chat:
         system_prompt: str = "",
         options: Mapping[str, Any] | None = None,
         prompt_template: str = "",
+        *,
+        key: str = "data",
     ) -> None:
+        """key: the section whose options they are, for messages."""
         self._tokenizer = tokenizer
+        self._key = key
         self._options = dict(options or {})
         self._source = ""
         self._opens = False
@@ -59,13 +63,10 @@ class Chat:
         """The templates of a run."""
         return cls(tokenizer, data.system_prompt, data.template_options, data.prompt_template)
 
-    def with_prompts(self, system_prompt: str, prompt_template: str) -> "Chat":
-        """The same chat template and options with another system prompt and text around prompts."""
-        return Chat(self._tokenizer, system_prompt, self._options, prompt_template)
-
-    def note_use(self, other: "Chat") -> None:
-        """Count what went through the template of `other`, which has the same options, as gone through this one."""
-        self._source = self._source or other._source
+    @property
+    def is_used(self) -> bool:
+        """Whether a prompt has gone through the template."""
+        return bool(self._source)
 
     def worded(self, prompt: str) -> str:
         """A plain prompt in the run's template, if there is one.
@@ -79,8 +80,8 @@ class Chat:
         """ConfigError for options if no prompt went through the template."""
         if self._options and not self._source:
             raise ConfigError(
-                f"data.template_options holds {', '.join(self._options)}, and every prompt is plain text, which has no "
-                "template: expected chat messages as prompts, data.system_prompt, or no options"
+                f"{self._key}.template_options holds {', '.join(self._options)}, and every prompt is plain text, which "
+                f"has no template: expected chat messages as prompts, {self._key}.system_prompt, or no options"
             )
 
     def text(self, row: Row) -> str:
@@ -125,8 +126,8 @@ class Chat:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
                 raise ConfigError(
-                    f"data.template_options holds {name!r}, which the chat template in actor.path does not read: "
-                    "expected names of its variables" + (f"; did you mean {near[0]!r}?" if near else "")
+                    f"{self._key}.template_options holds {name!r}, which the chat template in actor.path does not "
+                    "read: expected names of its variables" + (f"; did you mean {near[0]!r}?" if near else "")
                 )
         self._source = source
 
@@ -186,6 +187,49 @@ class Chat:
                     f"{row.place}: the chat template in actor.path leaves out message {number}, of role "
                     f"{message['role']!r}: expected a role that it uses; correct the row or data.system_prompt"
                 )
+
+
+class Chats:
+    """The templates of a run's prompts: those of `data`, and of each training set that has its own."""
+
+    def __init__(self, tokenizer: Tokenizer, data: DataSection) -> None:
+        self._tokenizer = tokenizer
+        self._options = data.template_options
+        self.of_run = Chat.of_run(tokenizer, data)
+        self._of_sets: dict[str, Chat] = {}
+        self._own: list[Chat] = []
+        self._shared = [self.of_run]
+        for each in data.training_sets:
+            section = each.section
+            if (section.system_prompt, section.template_options, section.prompt_template) == (None, None, None):
+                continue
+            has_options = section.template_options is not None
+            chat = Chat(
+                tokenizer,
+                data.system_prompt if section.system_prompt is None else section.system_prompt,
+                section.template_options if has_options else data.template_options,
+                data.prompt_template if section.prompt_template is None else section.prompt_template,
+                key=each.key if has_options else "data",
+            )
+            self._of_sets[each.name] = chat
+            (self._own if has_options else self._shared).append(chat)
+
+    def of_held_out(self, system_prompt: str, prompt_template: str) -> Chat:
+        """That of a held-out set, which has the options of `data`."""
+        chat = Chat(self._tokenizer, system_prompt, self._options, prompt_template)
+        self._shared.append(chat)
+        return chat
+
+    def of(self, dataset: str) -> Chat:
+        """That of a set, by its name; "" is the run's only set."""
+        return self._of_sets.get(dataset, self.of_run)
+
+    def require_used(self) -> None:
+        """ConfigError for options that no prompt uses."""
+        for each in self._own:
+            each.require_used()
+        if not any(each.is_used for each in self._shared):
+            self.of_run.require_used()
 
 
 def _variables(source: str) -> set[str]:

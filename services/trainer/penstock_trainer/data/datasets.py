@@ -20,13 +20,38 @@ from pathlib import Path
 from typing import Any
 
 from penstock.absent_path import looked_for
-from penstock.config import DatasetSection
+from penstock.config import DataSection, DatasetSection
 from penstock.errors import DataError
 from penstock_trainer.data.rows import Row, plain, read_row
 
 # Suffix of a data file -> the builder of the `datasets` library that reads it.
 FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
 DEFAULT_SPLIT = DatasetSection().split
+SOURCE = "data_source"  # verl's name for what tells a reward function the set of a row
+
+
+def load_training_rows(data: DataSection, *, of_episodes: bool = False, first: int = 0) -> list[Row]:
+    """The rows of all training sets, one set after the other; DataError as by `load_rows`.
+
+    Of several sets, each row has the name of its set, also as metadata `data_source` unless the row has that itself,
+    and the reward function of its set unless it names one. first: of each set, at most so many rows; 0: all.
+    """
+    rows: list[Row] = []
+    for each in data.training_sets:
+        section = each.section
+        size = min(section.size or first, first) if first else section.size
+        found = load_rows(section.model_copy(update={"size": size}), each.key, of_episodes=of_episodes)
+        rows += [_of_set(row, each.name, section.reward) for row in found] if each.name else found
+    return rows
+
+
+def source_of(data: DataSection) -> str:
+    """Where the training prompts come from, for messages: `train.jsonl (data.train.path)`."""
+    return " and ".join(f"{each.section.path} ({each.key}.path)" for each in data.training_sets)
+
+
+def _of_set(row: Row, name: str, reward: str) -> Row:
+    return replace(row, dataset=name, reward=row.reward or reward, metadata={SOURCE: name, **row.metadata})
 
 
 def load_rows(section: DatasetSection, key: str = "data.train", *, of_episodes: bool = False) -> list[Row]:

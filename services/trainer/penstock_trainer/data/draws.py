@@ -1,20 +1,32 @@
 """Ticket number -> ticket: its prompt, its seeds and its sampling parameters.
 
 Owns the meaning of a ticket number, which never changes within a run: any ticket can be made again at any time.
+`draw_order` has the order of the prompts, `curriculum` the draws by success rates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from penstock.config import Config
-from penstock.contracts import Sampling, Ticket, pack_int32
+from penstock.contracts import Sampling, ScoredGroup, Ticket
+from penstock.contracts.ledger import DropRecord, LedgerState, Outcome, StepRecord
 from penstock.errors import ConfigError
-from penstock.seeds import permutation, sampling_seed
+from penstock.seeds import sampling_seed
+from penstock_trainer.data.curriculum import Curriculum, outcomes_of
+from penstock_trainer.data.draw_order import DrawOrder, sets_of
 from penstock_trainer.data.prompts import EncodedPrompt
 
 
+def draw_order(datasets: Sequence[str], config: Config) -> DrawOrder:
+    """The order in which a run draws prompts. datasets: of each prompt, the name of its set."""
+    weights = {each.name: each.section.weight for each in config.data.training_sets}
+    return DrawOrder(config.run.seed, sets_of(datasets, weights), shuffle=config.data.shuffle)
+
+
 class Draws:
-    """Training draws: epoch e visits the prompts in the order of `permutation(seed, e)`."""
+    """Training draws, in the run's order."""
 
     def __init__(self, prompts: Sequence[EncodedPrompt], sampling: Sampling, config: Config) -> None:
         self._prompts = prompts
@@ -22,16 +34,18 @@ class Draws:
         self._seed = config.run.seed
         self._group_size = config.actor.group_size
         self._environment = config.agent.name
-        self._epoch = -1
-        self._order: list[int] = []
+        self.order = draw_order([prompt.dataset for prompt in prompts], config)
+        section = config.data.curriculum
+        self._curriculum = (
+            None
+            if section.priority == "none"
+            else Curriculum(self.order, config.run.seed, section, config.data.batch_size)
+        )
         self.num_draws = config.total_train_epochs * len(prompts)
 
     def ticket(self, number: int, *, attempt: int, policy_version: int) -> Ticket:
         """Ticket `number`; equal arguments give an equal ticket."""
-        epoch, position = divmod(number, len(self._prompts))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, permutation(self._seed, epoch, len(self._prompts))
-        prompt = self._prompts[self._order[position]]
+        prompt = self._prompts[self._row(number)]
         seeds = tuple(sampling_seed(self._seed, number, index) for index in range(self._group_size))
         return Ticket(
             purpose="train",
@@ -39,7 +53,7 @@ class Draws:
             attempt=attempt,
             policy_version=policy_version,
             prompt=prompt.text,
-            prompt_ids=pack_int32(prompt.token_ids),
+            prompt_ids=prompt.packed_ids,
             seeds=seeds,
             sampling=self._sampling,
             answer=prompt.answer,
@@ -47,6 +61,51 @@ class Draws:
             metadata=dict(prompt.metadata),
             environment=self._environment,
         )
+
+    def _row(self, number: int) -> int:
+        return self.order.row(number) if self._curriculum is None else self._curriculum.row(number)
+
+    def set_of(self, number: int) -> str:
+        """The name of the set that a ticket draws from; "" if the run has one."""
+        return self.order.sets[self.order.set_of(number)].name
+
+    @property
+    def delay(self) -> int | None:
+        """A draw depends on the steps that end this many tickets before it, or earlier; None: on none."""
+        return None if self._curriculum is None else self._curriculum.delay
+
+    # What a curriculum learns from the ledger; without one, nothing.
+
+    @property
+    def needs_all_steps(self) -> bool:
+        """Whether draws depend on all steps before, those in the archive too."""
+        return self._curriculum is not None
+
+    def restore(self, ledger: LedgerState, next_number: int) -> None:
+        """Start from a ledger with all its records. DataError if it does not fit the draws. Blocking."""
+        if self._curriculum is not None:
+            self._curriculum.restore(ledger.steps, outcomes_of(ledger), next_number)
+
+    def outcomes(self, groups: Iterable[ScoredGroup]) -> tuple[Outcome, ...]:
+        """What the tickets of a step come to, for its record."""
+        if self._curriculum is None:
+            return ()
+        return tuple(self._curriculum.outcome(each.group.ticket.number, each) for each in groups)
+
+    def with_outcome(self, record: DropRecord, group: ScoredGroup | None) -> DropRecord:
+        """The record of a dropped ticket with its set and what it came to. group: what came of it, if anything."""
+        outcome = None if self._curriculum is None else self._curriculum.outcome(record.ticket, group)
+        return msgspec.structs.replace(record, dataset=self.set_of(record.ticket), outcome=outcome)
+
+    def dropped(self, record: DropRecord) -> None:
+        """A dropped ticket is in the ledger."""
+        if self._curriculum is not None and record.outcome is not None:
+            self._curriculum.dropped(record.ticket, record.outcome)
+
+    def committed(self, record: StepRecord) -> None:
+        """A step is in the ledger."""
+        if self._curriculum is not None:
+            self._curriculum.committed(record)
 
 
 def eval_ticket(
@@ -59,7 +118,7 @@ def eval_ticket(
         attempt=0,
         policy_version=policy_version,
         prompt=prompt.text,
-        prompt_ids=pack_int32(prompt.token_ids),
+        prompt_ids=prompt.packed_ids,
         seeds=(sampling_seed(seed, number, 0),),
         sampling=sampling,
         answer=prompt.answer,

@@ -20,16 +20,18 @@ from penstock.contracts.vocabulary import BUILTIN_REWARDS, UNUSABLE_TASKS
 from penstock.errors import DataError
 
 Message = dict[str, Any]
+COLUMNS = tuple(ColumnsSection.model_fields)
+ABSENT: Any = object()
 MAX_DEPTH = 64  # lists and objects in each other; what reads a row, here and in other services, works by recursion
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One prompt, as text or as chat messages, and the inputs of its reward. The row of an episode may have none: "".
 
     reward: "" for the run's `reward.functions`, the name of one function, or the key of a held-out set with its own.
-    place: of the row in its source, for messages.
+    place: of the row in its source, for messages. dataset: the name of its set; "" if the run has one, or held out.
     """
 
     prompt: str | list[Message]
@@ -37,6 +39,7 @@ class Row:
     reward: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
     place: str = ""
+    dataset: str = ""
 
 
 def read_row(record: object, place: str, columns: ColumnsSection, key: str, *, of_episode: bool = False) -> Row:
@@ -49,16 +52,20 @@ def read_row(record: object, place: str, columns: ColumnsSection, key: str, *, o
     if of_episode:
         record = _with_defaults(record, columns)
 
+    found = {column: column_of(record, getattr(columns, column)) for column in COLUMNS}
+
     def fail(problem: str, expected: str, column: str) -> DataError:
         return DataError(f"{place}: {problem}: expected {expected}; correct the row or set {key}.columns.{column}")
 
     def require(column: str, expected: str) -> Any:
-        name = getattr(columns, column)
-        value = record.get(name)
-        if value is None:
-            present = ", ".join(f"`{_printable(each)}`" for each in record) or "no columns"
-            raise fail(f"`{name}` is null" if name in record else f"no `{name}` among {present}", expected, column)
+        value = found[column]
+        if value is None or value is ABSENT:
+            problem = _absence(record, getattr(columns, column))
+            raise fail(problem, expected, column)
         return value
+
+    def optional(column: str) -> Any:
+        return None if found[column] is ABSENT else found[column]
 
     texts = 'text or a list of {"role": ..., "content": ...}'
     prompt = _without_nulls(require("prompt", texts))
@@ -69,12 +76,12 @@ def read_row(record: object, place: str, columns: ColumnsSection, key: str, *, o
         raise fail(f"`{columns.answer}` is {seen(answer)}", "text or a number", "answer")
     if problem := next(_faults(answer, columns.answer), ""):
         raise fail(problem, "text or a finite number", "answer")
-    reward = record.get(columns.reward)
+    reward = optional("reward")
     if not isinstance(reward, str | None):
         raise fail(f"`{columns.reward}` is {seen(reward)}", "the name of a reward function", "reward")
     if problem := next(_faults(reward, columns.reward), ""):
         raise fail(problem, "the name of a reward function", "reward")
-    metadata = record.get(columns.metadata)
+    metadata = optional("metadata")
     if not isinstance(metadata, Mapping | None):
         raise fail(f"`{columns.metadata}` is {seen(metadata)}", "an object", "metadata")
     if problem := next(_faults(metadata, columns.metadata), ""):
@@ -84,9 +91,41 @@ def read_row(record: object, place: str, columns: ColumnsSection, key: str, *, o
     return Row(prompt, str(answer), reward or "", plain(metadata or {}, place), place)
 
 
+def column_of(record: Mapping[Any, Any], name: str) -> Any:
+    """The value of a column: that of this name, else with dots the value within objects; `ABSENT` if there is none.
+
+    >>> column_of({"extra_info": {"answer": "4"}}, "extra_info.answer"), column_of({"a.b": 1, "a": {"b": 2}}, "a.b")
+    ('4', 1)
+    """
+    if name in record:
+        return record[name]
+    inner: Any = record
+    for part in name.split("."):
+        if not isinstance(inner, Mapping) or part not in inner:
+            return ABSENT
+        inner = inner[part]
+    return inner
+
+
+def _absence(record: Mapping[Any, Any], name: str) -> str:
+    """Why a column has no value: it is null, or what there is instead, down to where a name with dots ends."""
+    if column_of(record, name) is None:
+        return f"`{name}` is null"
+    outer, inner = "", record
+    for part in name.split(".")[:-1]:
+        value = inner.get(part)
+        if not isinstance(value, Mapping):
+            if part in inner:
+                return f"no `{name}`: `{outer}{part}` is {seen(value)}"
+            break
+        outer, inner = f"{outer}{part}.", value
+    present = ", ".join(f"`{outer}{_printable(each)}`" for each in inner) or f"no columns{outer and ' in it'}"
+    return f"no `{name}` among {present}"
+
+
 def _with_defaults(record: Mapping[Any, Any], columns: ColumnsSection) -> dict[Any, Any]:
     """The record with "" for a prompt or an answer that is absent or null."""
-    absent = {name: "" for name in (columns.prompt, columns.answer) if record.get(name) is None}
+    absent = {name: "" for name in (columns.prompt, columns.answer) if column_of(record, name) in (None, ABSENT)}
     return {**record, **absent}
 
 

@@ -4,10 +4,10 @@ Owns the checks that need the model's tokenizer and no more: a prompt that is to
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,24 +16,33 @@ from penstock.contracts import Sampling
 from penstock.contracts.ledger import RunRecord
 from penstock.engine_limits import longest_sequence
 from penstock.errors import ConfigError
-from penstock_trainer.data.chat import Chat
-from penstock_trainer.data.draws import stop_token_ids
+from penstock_trainer.data.chat import Chats
+from penstock_trainer.data.datasets import source_of
+from penstock_trainer.data.draw_order import DrawOrder
+from penstock_trainer.data.draws import draw_order, stop_token_ids
 from penstock_trainer.data.prompts import (
     EncodedPrompt,
+    TooLong,
     digest,
     encode_rows,
     episode_rows,
     require_batch,
     require_embeddings,
     require_room,
+    require_some_left,
     shared_prompts,
+    too_long,
 )
 from penstock_trainer.data.rows import Row
 from penstock_trainer.data.tokenizer import Vocabulary, check_teacher, load_vocabulary
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 MOST_NEW_TOKENS = "sampling.max_new_tokens"
+Pair = tuple[Row, EncodedPrompt]
+Pairs = dict[str, list[Pair]]
+"""By the key of a set's section."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +50,16 @@ class Prompts:
     """The training and held-out prompts of a run; stop_token_ids and stop end a completion, or a turn of an episode.
 
     held_out: by name of the set, the main one first. first_ids: tokens of the first training prompt. tokenizer: that
-    they were made with.
+    they were made with. too_long: prompts that were left out, by set (data.too_long).
     """
 
     train: list[EncodedPrompt]
     held_out: dict[str, list[EncodedPrompt]]
     stop_token_ids: tuple[int, ...]
-    first_ids: tuple[int, ...]
+    first_ids: Sequence[int]
     tokenizer: Any
     stop: tuple[str, ...] = ()
+    too_long: tuple[TooLong, ...] = ()
 
     def sampling(self, config: Config) -> Sampling:
         """How training completions are drawn."""
@@ -77,8 +87,14 @@ class Prompts:
         """By set, the held-out prompts that are training prompts too."""
         return {name: shared_prompts(prompts, self.train) for name, prompts in self.held_out.items()}
 
-    def warn_of_shared(self, config: Config) -> None:
-        """Log a warning for each set whose prompts are training prompts too."""
+    def warn(self, config: Config) -> None:
+        """Log a warning of prompts that are left out, and of held-out prompts that are training prompts, too."""
+        if self.too_long:
+            log.warning(
+                "prompts that are too long are left out (data.too_long): %s; the longest has %d tokens",
+                ", ".join(map(str, self.too_long)),
+                max(each.longest for each in self.too_long),
+            )
         for each in config.held_out_sets:
             if shared := self.shared[each.name]:
                 log.warning(
@@ -98,7 +114,7 @@ class Prompts:
 
     def run_record(self, config: Config) -> RunRecord:
         """The record that begins a run, but for its model."""
-        actor = config.actor
+        actor, order = config.actor, self.order(config)
         return RunRecord(
             self.digest,
             len(self.train),
@@ -107,7 +123,13 @@ class Prompts:
             config.run.seed,
             model_path=actor.path,
             lora=actor.lora.described,
+            draws="; ".join(filter(None, [order.described, config.data.curriculum.described])),
+            set_sizes={each.name: each.size for each in order.sets} if len(order.sets) > 1 else {},
         )
+
+    def order(self, config: Config) -> DrawOrder:
+        """The order in which the training prompts are drawn."""
+        return draw_order([prompt.dataset for prompt in self.train], config)
 
 
 def encode_prompts(config: Config, train_rows: list[Row], held_out_rows: Mapping[str, list[Row]]) -> Prompts:
@@ -125,49 +147,62 @@ def encode_prompts(config: Config, train_rows: list[Row], held_out_rows: Mapping
 def _token_prompts(
     config: Config, vocabulary: Vocabulary, train_rows: list[Row], held_out_rows: Mapping[str, list[Row]]
 ) -> Prompts:
-    tokenizer = vocabulary.tokenizer
-    chat = Chat.of_run(tokenizer, config.data)
-    train = encode_rows(train_rows, tokenizer, chat)
-    require_batch(train, config.data.batch_size, config.data.train.path)
-    held_out = {}
-    for each in _sets_of(config, held_out_rows):
-        own = chat.with_prompts(each.system_prompt, each.prompt_template)
-        held_out[each.name] = encode_rows(held_out_rows[each.name], tokenizer, own)
-        chat.note_use(own)
-    chat.require_used()
-    _require_room(config, _longest(config, vocabulary), train_rows, train, held_out_rows, held_out)
-    require_embeddings(train_rows, train, vocabulary.size)
-    for name, encoded in held_out.items():
-        require_embeddings(held_out_rows[name], encoded, vocabulary.size)
-    ends = () if config.sampling.ignore_eos else stop_token_ids(vocabulary.tokenizer, (), vocabulary.end_of_text_ids)
-    return Prompts(train, held_out, ends, train[0].token_ids, vocabulary.tokenizer, config.sampling.stop)
+    data, tokenizer = config.data, vocabulary.tokenizer
+    chats = Chats(tokenizer, data)
+    train = encode_rows(train_rows, tokenizer, chats.of)
+    require_batch(train, data.batch_size, source_of(data))
+    pairs = _by_key(config, list(zip(train_rows, train, strict=True)))
+    held_out_sets = [each for each in config.held_out_sets if each.name in held_out_rows]
+    for each in held_out_sets:
+        rows, chat = held_out_rows[each.name], chats.of_held_out(each.system_prompt, each.prompt_template)
+        pairs[each.key] = list(zip(rows, encode_rows(rows, tokenizer, _always(chat)), strict=True))
+    chats.require_used()
+    pairs, dropped = _with_room(config, pairs, _longest(config, vocabulary))
+    for of_set in pairs.values():
+        require_embeddings([row for row, _ in of_set], [prompt for _, prompt in of_set], vocabulary.size)
+    train = [prompt for each in data.training_sets for _, prompt in pairs[each.key]]
+    num_dropped = sum(each.count for each in dropped if each.key not in {held_out.key for held_out in held_out_sets})
+    note = f", without {num_dropped} that are too long," if dropped else ""
+    require_batch(train, data.batch_size, source_of(data), note)
+    ends = () if config.sampling.ignore_eos else stop_token_ids(tokenizer, (), vocabulary.end_of_text_ids)
+    held_out = {each.name: [prompt for _, prompt in pairs[each.key]] for each in held_out_sets}
+    return Prompts(train, held_out, ends, tuple(train[0].token_ids), tokenizer, config.sampling.stop, dropped)
 
 
-def _sets_of(config: Config, rows: Mapping[str, list[Row]]) -> list[HeldOutSet]:
-    """Those that there are rows of."""
-    return [each for each in config.held_out_sets if each.name in rows]
+def _always(value: T) -> Callable[[str], T]:
+    """The value of a held-out set, whose rows name no set."""
+    return lambda name: value
 
 
-def _require_room(
-    config: Config,
-    longest: int,
-    train_rows: list[Row],
-    train: list[EncodedPrompt],
-    held_out_rows: Mapping[str, list[Row]],
-    held_out: Mapping[str, list[EncodedPrompt]],
-) -> None:
-    """DataError if prompts leave no room for the longest completion of their set."""
-    most = config.sampling.max_new_tokens
-    pairs = {MOST_NEW_TOKENS: {"data.train": list(zip(train_rows, train, strict=True))}}
-    limits = {MOST_NEW_TOKENS: most}
-    for each in _sets_of(config, held_out_rows):
-        own = each.sampling.max_new_tokens
-        key = f"{each.sampling_key}.max_new_tokens" if own else MOST_NEW_TOKENS
-        limits[key] = own or most
-        rows, encoded = held_out_rows[each.name], held_out[each.name]
-        pairs.setdefault(key, {})[each.key] = list(zip(rows, encoded, strict=True))
-    for key, sets in pairs.items():
-        require_room(sets, longest - limits[key], key)
+def _by_key(config: Config, train: list[Pair]) -> Pairs:
+    """The training prompts by the key of their set, in its order."""
+    return {each.key: [pair for pair in train if pair[0].dataset == each.name] for each in config.data.training_sets}
+
+
+def _with_room(config: Config, pairs: Pairs, longest: int) -> tuple[Pairs, tuple[TooLong, ...]]:
+    """The prompts that leave room for the longest completion of their set, and what was left out.
+
+    longest: sequence of an engine, in tokens. DataError if there are others and data.too_long is error, or if all of a
+    set are.
+    """
+    limits = dict.fromkeys(pairs, (MOST_NEW_TOKENS, config.sampling.max_new_tokens))
+    for each in config.held_out_sets:
+        if own := each.sampling.max_new_tokens:
+            limits[each.key] = (f"{each.sampling_key}.max_new_tokens", own)
+    if config.data.too_long == "error":
+        for limit in dict.fromkeys(limits.values()):
+            alike = {key: of_set for key, of_set in pairs.items() if limits[key] == limit}
+            require_room(alike, longest - limit[1], limit[0])
+        return pairs, ()
+    dropped: list[TooLong] = []
+    left: Pairs = {}
+    for key, of_set in pairs.items():
+        name, num_tokens = limits[key]
+        if (found := too_long(key, of_set, longest - num_tokens)) is not None:
+            require_some_left(found, longest - num_tokens, name)
+            dropped.append(found)
+        left[key] = [pair for pair in of_set if len(pair[1].token_ids) <= longest - num_tokens]
+    return left, tuple(dropped)
 
 
 def _episode_prompts(
@@ -182,11 +217,12 @@ def _episode_prompts(
             "rollout.engine.max_total_tokens"
         )
     stop = stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
-    train = episode_rows(train_rows, config.data.system_prompt)
-    require_batch(train, config.data.batch_size, config.data.train.path)
+    train = episode_rows(train_rows, config.data.system_prompt_of)
+    require_batch(train, config.data.batch_size, source_of(config.data))
     held_out = {
-        each.name: episode_rows(held_out_rows[each.name], each.system_prompt)
-        for each in _sets_of(config, held_out_rows)
+        each.name: episode_rows(held_out_rows[each.name], _always(each.system_prompt))
+        for each in config.held_out_sets
+        if each.name in held_out_rows
     }
     ids = vocabulary.tokenizer.encode(train[0].text, add_special_tokens=False)
     known = tuple(each for each in ids if each < vocabulary.size)

@@ -11,7 +11,15 @@ from penstock.config import Config, LossSection
 from penstock.config.loss import SelectionSection
 from penstock.contracts import ScoredGroup
 from penstock_trainer import grpo
-from penstock_trainer.batching.batch import BatchRules, Overlong, Truncated, make_batch, shaped_rewards
+from penstock_trainer.batching.batch import (
+    MIN_VALID,
+    BatchRules,
+    Overlong,
+    Truncated,
+    make_batch,
+    num_valid,
+    shaped_rewards,
+)
 from penstock_trainer.batching.reward_columns import RewardScale, reward_columns
 from penstock_trainer.grpo.selection import StepSurrogate
 from penstock_trainer.learner.own_parts import own_advantage, own_surrogate
@@ -99,6 +107,18 @@ def advantage_test(config: Config) -> Callable[[ScoredGroup], bool]:
         return any(grpo.varies(column, section.tolerance) for column in columns)
 
     return has_advantage
+
+
+def signal_test(config: Config) -> Callable[[ScoredGroup], bool]:
+    """Whether a group has two rewards or more, and they differ; with advantages by function, the values of any do."""
+    section = config.loss.advantage
+    functions = tuple(section.by_function)
+
+    def has_signal(group: ScoredGroup) -> bool:
+        columns = reward_columns(group, functions)
+        return num_valid(group) >= MIN_VALID and any(grpo.varies(column, section.tolerance) for column in columns)
+
+    return has_signal
 
 
 def _surrogate(loss: LossSection) -> grpo.Surrogate:

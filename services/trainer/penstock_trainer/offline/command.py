@@ -13,8 +13,10 @@ from penstock.config import Config
 from penstock.config.changes import Settings, differences, step_settings
 from penstock.config.keys import flat
 from penstock.contracts.ledger import LedgerState
+from penstock.errors import DataError
 from penstock.records.step_numbers import number_of, shown_steps, spans
 from penstock_trainer.offline.bundle import opened_bundle, write_bundle
+from penstock_trainer.offline.draws import check_draws
 from penstock_trainer.offline.recording import Plan, Recording, open_run
 from penstock_trainer.offline.replay import Compared, DigestVerdict, Replay, why_not_exact
 
@@ -80,6 +82,12 @@ def _replay(recording: Recording, steps: str) -> int:
     left = [step for step in recording.steps if step not in recording.available]
     if left:
         _say(f"steps {spans(left)} are recorded, but their files are gone (checkpoint.keep_step_bytes)")
+    try:
+        if found := check_draws(recording):
+            _say(found)
+    except DataError as error:
+        _say(str(error))
+        return 1
     for note in changed_keys(recording, plan):
         _say(f"note: {note}")
     replay = Replay(recording, plan)

@@ -83,11 +83,12 @@ class Consumer:
         drop: Callable[[DropRecord, Delivery | None], Awaitable[None]],
         dropped: Callable[[DropReason, ScoredGroup | None], None],
         buried: Callable[[], Awaitable[None]],
+        with_outcome: Callable[[DropRecord, ScoredGroup | None], DropRecord] = lambda record, group: record,
     ) -> None:
         """`changed`: set when a batch or an evaluation may be complete, or the run at its end.
 
         drop: ends a ticket durably, and deletes its group if there is one. dropped: reports that, with the group.
-        buried: reports new dead letters.
+        buried: reports new dead letters. with_outcome: adds to the record of a drop what draws need of it.
         """
         self._queue = trainer_queue
         self._worker = worker
@@ -102,6 +103,7 @@ class Consumer:
         self._record_drop = drop
         self._report_drop = dropped
         self._report_buried = buried
+        self._with_outcome = with_outcome
         self._held: dict[int, Arrival] = {}
         self._begun = asyncio.Event()
         self._last_failure = ""
@@ -267,7 +269,8 @@ class Consumer:
             log.warning("ticket %d has no reward: %s", number, verdict.why)
         if reason in (DropReason.REWARD_FAILED, DropReason.POISON):
             self._last_failure = verdict.why
-        await self._record_drop(drop_record(number, verdict, group), delivery)
+        record = self._with_outcome(drop_record(number, verdict, group), group)
+        await self._record_drop(record, delivery)
         if delivery is not None:
             self._worker.forget(delivery)
         self._metrics.tickets.labels(state="dropped", reason=reason).inc()

@@ -4,12 +4,14 @@ Owns every issue of a training ticket. Invariant: a ticket carries the announced
 weights takes it; one that a resume finds lost carries the oldest version that may be trained. Every issue is counted.
 """
 
+import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 
 from penstock.broker import Delivery
 from penstock.broker.trainer import TrainerQueue
 from penstock.contracts import ReissueReason, Ticket
+from penstock.contracts.ledger import LedgerState
 from penstock.contracts.services import Announcement
 from penstock.tickets import TicketBook
 from penstock_trainer.data.draws import Draws
@@ -35,6 +37,10 @@ class Issuer:
         self._book = book
         self._versions = versions
         self._metrics = metrics
+
+    async def restore(self, ledger: LedgerState, next_number: int) -> None:
+        """Bring the draws to the end of the ledger, of which tickets below `next_number` were issued."""
+        await asyncio.to_thread(self._draws.restore, ledger, next_number)
 
     async def announce(self, announcement: Announcement, num_steps: int) -> None:
         """Announce weights that include the first `num_steps` steps, resolve their tickets and refill; one script."""

@@ -34,6 +34,7 @@ async def restore_tickets(
     live = await trainer_queue.live()
     committed = {number: step for number, step in ledger.trained.items() if number in live}
     book.restore(counters.next_number, outstanding, steps, committed)
+    await issuer.restore(ledger, counters.next_number)
     lost = [number for number in outstanding if number not in live]
     if lost:
         log.warning("tickets %s are in no stream of the queue: issued again", lost)

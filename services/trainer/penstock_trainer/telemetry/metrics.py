@@ -61,6 +61,11 @@ STATISTICS = {
     "length_bias": "length_trained over length_generated: 1 without bias",
 }
 
+SET_FIGURES = {
+    "reward_mean": "Mean reward of a training set in the last batch",
+    "no_signal_ratio": "Share of the groups of a training set in the last batch without an advantage",
+}
+
 
 class TrainerMetrics:
     """All metrics of one trainer."""
@@ -114,6 +119,9 @@ class TrainerMetrics:
             "trainer_reward_function_mean", "Mean value of a reward function in the last batch, unweighted", "function"
         )
         self._functions: set[str] = set()
+        self._sets: set[str] = set()
+        self._set_prompts = counter("trainer_set_prompts", "Prompts trained, by set (data.train_sets)", "set")
+        self._set_figures = {name: gauge(f"trainer_set_{name}", text, "set") for name, text in SET_FIGURES.items()}
         self._reasons: set[str] = set()
         self.idle = SecondsCounter(
             "penstock_trainer_idle_seconds", "Time spent waiting for a batch or for a push", registry=registry
@@ -237,6 +245,7 @@ class TrainerMetrics:
             self._last.labels(event=NON_FINITE).set(line.ended_at)
         self._observe_statistics({"reward_mean": line.reward_mean, **line.statistics})
         self._observe_functions(line.rewards)
+        self._observe_sets(line.sets)
         if self._episodes is not None:
             self._episodes.observe(line.statistics)
         for phase, seconds in line.seconds.items():
@@ -254,6 +263,14 @@ class TrainerMetrics:
         self._reasons |= {name for name in statistics if name.startswith(MASKED)}
         for name in self._reasons:
             self._masked.labels(reason=name.removeprefix(MASKED)).set(statistics.get(name, math.nan))
+
+    def _observe_sets(self, sets: Mapping[str, Mapping[str, float]]) -> None:
+        """A set that the batch lacks has no figures."""
+        self._sets |= sets.keys()
+        for name in self._sets:
+            self._set_prompts.labels(name).inc(sets.get(name, {}).get("num_prompts", 0))
+            for figure, gauge in self._set_figures.items():
+                gauge.labels(name).set(sets.get(name, {}).get(figure, math.nan))
 
     def _observe_functions(self, rewards: Mapping[str, Mapping[str, float]]) -> None:
         """Their names are those of the configuration and of its rows; one that the batch lacks has no mean."""

@@ -112,6 +112,7 @@ class StepLine:
     failures: why completions of its groups have no reward, each with their number.
     histograms: reward, advantage, length (sampled tokens) and staleness, each if a completion of the batch has one.
     pushes: those that ended since the line before: usually of the version that the step trained.
+    sets: the figures of each training set, as `batching.training_sets.set_figures` defines them; empty with one set.
     """
 
     step: int
@@ -131,6 +132,7 @@ class StepLine:
     failures: dict[str, int] = field(default_factory=dict)
     histograms: dict[str, Histogram] = field(default_factory=dict)
     pushes: tuple[PushTimes, ...] = ()
+    sets: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def is_finite(self) -> bool:

@@ -105,6 +105,32 @@ def test_options_of_a_template_have_values_of_any_type(tmp_path: Path) -> None:
         assert without_secrets(config)["data"]["template_options"] == wanted
 
 
+def test_each_source_sets_keys_of_one_training_set(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text("actor: {path: m}\n")
+    sets = {
+        "data.train_sets": '{"easy": {"path": "e.jsonl"}, "hard": {"path": "h.jsonl"}}',
+        "data.train_sets.easy.weight": "2",
+        "data.train_sets.hard.weight": "0.5",
+        "data.train_sets.hard.columns.answer": "a.b",
+    }
+    flags = [word for key, value in sets.items() for word in (f"--{key}", value)]
+    variables = {f"PENSTOCK_{key.upper().replace('.', '__')}": text for key, text in sets.items()}
+    for argv, environ in ((flags, {}), ([], variables)):
+        found = load_config(["--config", str(tmp_path / "model.yaml"), *argv], environ).data.train_sets
+        assert [(name, each.path, each.weight, each.columns.answer) for name, each in found.items()] == [
+            ("easy", "e.jsonl", 2.0, "answer"),
+            ("hard", "h.jsonl", 0.5, "a.b"),
+        ]
+
+
+def test_an_unknown_key_of_a_training_set_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "sets.yaml").write_text("actor: {path: m}\ndata: {train_sets: {a: {pth: x}, b: {path: y}}}\n")
+    with pytest.raises(ConfigError, match=r"data.train_sets.a.pth: no such key .*did you mean data.train_sets.a.path"):
+        load_config(["--config", str(tmp_path / "sets.yaml")], {})
+    with pytest.raises(ConfigError, match=r"data.train_sets.a.weigth: no such key .*data.train_sets.a.weight"):
+        build_config(DOCUMENT, [("data.train_sets.a.weigth", "2")], {})
+
+
 def test_sections_are_still_joined_key_by_key(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text(yaml.safe_dump({**DOCUMENT, "optimizer": {"lr": 0.5, "eps": 0.25}}))
     (tmp_path / "two.yaml").write_text("optimizer: {lr: 0.125}\ndata: {batch_size: 3}")

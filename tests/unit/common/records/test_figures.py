@@ -87,6 +87,27 @@ def test_failures_and_missing_signals_are_counted_over_steps_and_dropped_groups(
     assert found["lost_messages"] == {"no ScoredHeader": 1}
 
 
+def test_training_sets_have_figures_of_their_own_with_what_was_dropped(tmp_path: Path) -> None:
+    records: list[Record] = [
+        StepRecord(0, (0, 1, 4), "00000000.1.pack", "e" * 16),
+        DropRecord(2, DropReason.DEGENERATE, num_completions=4, dataset="easy"),
+        DropRecord(3, DropReason.STALE, num_completions=4, dataset="hard"),
+    ]
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "steps" / "ledger.jsonl").write_bytes(b"".join(encode_record(each) + b"\n" for each in records))
+    easy = {"num_prompts": 3, "num_rewards": 6, "reward_mean": 0.5, "no_signal_ratio": 1 / 3}
+    more = {"num_prompts": 1, "num_rewards": 2, "reward_mean": 1.0, "no_signal_ratio": 1.0}
+    none = {"num_prompts": 1, "num_rewards": 0, "no_signal_ratio": 1.0}
+    lines = [step(0, 0.5, sets={"easy": easy, "unlucky": none}), step(1, 0.5, sets={"easy": more})]
+    assert figures_of(tmp_path, lines)["sets"] == {
+        "easy": {"prompts": 4, "reward_mean": 0.625, "dropped": {"degenerate": 1}, "no_signal": 3},
+        "hard": {"prompts": 0, "reward_mean": None, "dropped": {"stale": 1}, "no_signal": 0},
+        "unlucky": {"prompts": 1, "reward_mean": None, "dropped": {}, "no_signal": 1},
+    }
+    (tmp_path / "steps" / "ledger.jsonl").unlink()
+    assert "sets" not in figures_of(tmp_path, [step(0, 0.5)])
+
+
 def test_lines_of_an_older_release_count_what_they_have(tmp_path: Path) -> None:
     old = step(0, 0.5)
     del old["failures"], old["statistics"]["num_truncated_completions"]

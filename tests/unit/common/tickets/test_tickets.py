@@ -202,3 +202,24 @@ def test_failed_episodes_of_dropped_tickets_count() -> None:
         book.drop(book.issue()[0], DropReason.DEGENERATE, failed_share=0.75)
     with pytest.raises(StallError, match=r"agent.max_failure_share"):
         book.drop(book.issue()[0], DropReason.DEGENERATE, failed_share=0.75)
+
+
+def test_a_ticket_that_depends_on_steps_waits_until_they_are_certain() -> None:
+    """Batches of 2, a delay of one step: ticket n needs to know which steps end at or below n - 2."""
+    book = TicketBook(TicketLimits(batch_size=2, max_outstanding=4, num_draws=40, delay=2))
+    assert book.issue() == [0, 1, 2, 3], "without drops the credits are the limit"
+    book.drop(1, DropReason.DEGENERATE)
+    assert book.issue() == [4], "0 and 2 may be a step, which ends at 3: 4 does not depend on it, 5 would"
+    book.drop(3, DropReason.DEGENERATE)
+    assert book.issue() == []
+    book.arrive(0, has_gradient=True)
+    assert book.issue() == []
+    book.drop(2, DropReason.DEGENERATE)
+    assert book.issue() == [5, 6], "0 and 4 are the next step, if 4 is not dropped"
+    book.arrive(4, has_gradient=True)
+    batch = book.next_batch()
+    assert batch == [0, 4]
+    book.commit(batch)
+    assert book.issue() == [], "no credit is left before their announcement"
+    assert book.announce(1) == [0, 4]
+    assert book.issue() == [7, 8]

@@ -134,6 +134,18 @@ def test_the_draws_of_a_prompt_are_those_of_the_same_prompt(tmp_path: Path) -> N
     assert sorted(ticket for some in everything for ticket in some) == list(range(320))
 
 
+def test_of_a_run_that_draws_otherwise_no_other_draw_is_taken_for_one_of_the_prompt(tmp_path: Path) -> None:
+    run = write_long_run(tmp_path / "long", tmp_path, num_steps=20, num_groups=16)
+    path = run.folder / "steps" / "ledger.jsonl"
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    begun = decode_record(first)
+    assert isinstance(begun, RunRecord)
+    shuffled = encode_record(msgspec.structs.replace(begun, draws="in the order of the rows")) + b"\n"
+    path.write_bytes(shuffled + b"".join(others))
+    view = RunView("long", RunRecords(run.folder))
+    assert [each["ticket"] for each in view.ticket(70)["draws"]] == [70]
+
+
 def test_a_pruned_and_a_damaged_step_file_are_missed_and_the_rest_is_shown(made: Made) -> None:
     first, second = sorted((made.run.folder / "steps").glob("*.pack"))
     first.unlink()

@@ -57,6 +57,18 @@ def test_what_the_trainer_would_refuse_is_a_problem(
         assert text in line.seen
 
 
+def test_prompts_that_are_left_out_are_a_warning(tmp_path: Path, tiny_model: Path) -> None:
+    shown = config(
+        tmp_path, tiny_model, *ROWS, {"prompt": "1+", "answer": "3"}, rollout={"engine": {"context_length": 14}}
+    )
+    dropping = shown.model_copy(update={"data": shown.data.model_copy(update={"too_long": "drop"})})
+    found = by_subject(prompt_lines(dropping))
+    assert (found["too long"].verdict, found["lengths"].verdict) == ("warning", "ok")
+    assert "1 of 3 in data.train (33.3%:" in found["too long"].seen
+    assert "line 2) are longer than engines generate to the end" in found["too long"].seen
+    assert "2 prompts of 2 to 4 tokens" in found["lengths"].seen
+
+
 def test_of_more_rows_than_there_is_time_for_each_nth_is_looked_at(tmp_path: Path, tiny_model: Path) -> None:
     assert [every(1000, 0.01, seconds) for seconds in (60, 10, 5, 4)] == [1, 1, 2, 3]
     rows: list[dict[str, object]] = [{"prompt": "1+1=" * (1 + number % 2), "answer": ""} for number in range(NUM_TIMED)]

@@ -19,7 +19,7 @@ RUN = RunRecord("d" * 16, 100, 8, 4, 0, model="f" * 16, model_path="models/a", l
     ("changes", "seen"),
     [
         ({"dataset_digest": "e" * 16}, r"data.train, .* \(the prompts\) was d+ and is e+"),
-        ({"dataset_length": 99}, r"data.train \(its number of rows\) was 100 and is 99"),
+        ({"dataset_length": 99}, r"data.train or data.train_sets \(its number of rows; .*\) was 100 and is 99"),
         ({"batch_size": 4}, "data.batch_size was 8 and is 4"),
         ({"group_size": 8}, "actor.group_size was 4 and is 8"),
         ({"seed": 1}, "run.seed was 0 and is 1"),

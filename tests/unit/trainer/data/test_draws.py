@@ -22,6 +22,12 @@ def test_each_epoch_visits_every_prompt_once_in_its_own_order() -> None:
     assert orders[0] != orders[1]
 
 
+def test_without_shuffling_each_epoch_visits_the_prompts_in_their_order() -> None:
+    draws = Draws(PROMPTS, SAMPLING, config(data={"train": {"path": "d"}, "shuffle": False}))
+    prompts = [draws.ticket(number, attempt=0, policy_version=0).prompt for number in range(15)]
+    assert prompts == [f"p{n}" for n in range(5)] * 3
+
+
 def test_a_ticket_can_be_made_again_at_any_time() -> None:
     draws, again = Draws(PROMPTS, SAMPLING, config()), Draws(PROMPTS, SAMPLING, config())
     first = [draws.ticket(n, attempt=0, policy_version=2) for n in (0, 7, 1, 14)]

@@ -94,7 +94,7 @@ def test_the_text_of_a_row_is_for_people() -> None:
 def test_a_system_prompt_begins_the_messages() -> None:
     rows = [Row("Go", ""), Row(MESSAGES, ""), Row("", "7")]
     system = {"role": "system", "content": "Think."}
-    assert [each.metadata["prompt"] for each in episode_rows(rows, "Think.")] == [
+    assert [each.metadata["prompt"] for each in episode_rows(rows, lambda name: "Think.")] == [
         [system, {"role": "user", "content": "Go"}],
         MESSAGES,
         [system],
@@ -136,7 +136,9 @@ def test_rows_are_the_same_if_an_environment_gets_the_same(tiny_model: Path) -> 
 
 def test_rows_are_the_same_if_their_prompts_tell_them_apart_and_are_the_same(tiny_model: Path) -> None:
     """An id or a note in another column makes no other task of it."""
-    train = episode_rows([Row(f"What is {n} + 1?", str(n + 1), "", {"id": n}) for n in range(3)], "Be brief.")
+    train = episode_rows(
+        [Row(f"What is {n} + 1?", str(n + 1), "", {"id": n}) for n in range(3)], lambda name: "Be brief."
+    )
     held_out = episode_rows(
         [
             Row([{"role": "user", "content": "What is  1 + 1?"}], "2", "", {"id": 77}),

@@ -122,6 +122,20 @@ def test_rows_of_tables_are_checked_as_others(tmp_path: Path) -> None:
         load_rows(section(tmp_path / "nan.parquet"))
 
 
+def test_verls_layout_is_read_by_names_with_dots(tmp_path: Path) -> None:
+    rows = {
+        "data_source": ["gsm8k"] * 2,
+        "prompt": [[{"role": "user", "content": f"{n}+1="}] for n in range(2)],
+        "reward_model": [{"style": "rule", "ground_truth": str(n + 1)} for n in range(2)],
+        "extra_info": [{"index": n, "split": "train"} for n in range(2)],
+    }
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
+    columns = ColumnsSection(answer="reward_model.ground_truth", metadata="extra_info")
+    found = load_rows(section(tmp_path / "train.parquet").model_copy(update={"columns": columns}))
+    assert [(row.answer, row.metadata["index"]) for row in found] == [("1", 0), ("2", 1)]
+    assert found[1].prompt == [{"role": "user", "content": "1+1="}]
+
+
 def test_text_of_a_table_that_is_no_unicode_names_its_row(tmp_path: Path) -> None:
     texts = pa.array([b"a", b"\xff"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"question": texts, "solution": ["1", "2"]}), tmp_path / "rows.parquet")

@@ -28,7 +28,7 @@ BEGINS = "<s> $A"
 
 def encode(row: Row, tokenizer: Any = None, system_prompt: str = "") -> EncodedPrompt:
     tokenizer = tokenizer or characters(CHATML, around=BEGINS)
-    return encode_rows([row], tokenizer, Chat(tokenizer, system_prompt))[0]
+    return encode_rows([row], tokenizer, lambda name: Chat(tokenizer, system_prompt))[0]
 
 
 def tokens(row: Row, tokenizer: Any = None) -> str:
@@ -55,7 +55,7 @@ def test_plain_text_begins_once_and_never_ends(around: str) -> None:
 def test_a_template_stands_around_plain_text_alone() -> None:
     tokenizer = characters(CHATML, around=BEGINS)
     rows = [Row("a{prompt}", ""), Row(USER, "")]
-    plain, chat = encode_rows(rows, tokenizer, Chat(tokenizer, prompt_template="1+1=2\n{prompt}="))
+    plain, chat = encode_rows(rows, tokenizer, lambda name: Chat(tokenizer, prompt_template="1+1=2\n{prompt}="))
     assert (plain.text, plain.asked) == ("1+1=2\na{prompt}=", "a{prompt}")
     assert "".join(tokenizer.convert_ids_to_tokens(plain.token_ids)).startswith("<s>1")
     assert chat.text == Chat(tokenizer).text(rows[1])
@@ -92,9 +92,9 @@ def test_prompts_longer_than_the_context_are_counted_with_their_places_and_the_k
 
 def test_fewer_prompts_than_a_batch_names_both() -> None:
     prompts = [encode(Row("a", ""))] * 3
-    require_batch(prompts, 3, "rows.jsonl")
+    require_batch(prompts, 3, "rows.jsonl (data.train.path)")
     with pytest.raises(DataError, match=r"holds 3 prompts and data\.batch_size is 4"):
-        require_batch(prompts, 4, "rows.jsonl")
+        require_batch(prompts, 4, "rows.jsonl (data.train.path)")
 
 
 def test_the_digest_depends_on_content_and_order() -> None:
@@ -133,7 +133,7 @@ def test_order_and_seeds_never_change() -> None:
 def test_a_token_without_an_embedding_names_its_row() -> None:
     rows = [Row("a", "", place="rows.jsonl line 1"), Row("az", "", place="rows.jsonl line 2")]
     tokenizer = characters()
-    prompts, highest = encode_rows(rows, tokenizer, Chat(tokenizer, "")), tokenizer.convert_tokens_to_ids("z")
+    prompts, highest = encode_rows(rows, tokenizer, lambda name: Chat(tokenizer)), tokenizer.convert_tokens_to_ids("z")
     require_embeddings(rows, prompts, highest + 1)
     seen = rf"^rows\.jsonl line 2: the prompt has token id {highest}: expected ids below {highest}"
     with pytest.raises(DataError, match=seen):

@@ -42,6 +42,42 @@ def test_columns_are_mapped_and_size_limits(tmp_path: Path) -> None:
     assert [(row.prompt, row.answer) for row in rows] == [("0?", "0!"), ("1?", "1!")]
 
 
+def test_a_name_with_dots_leads_into_objects_unless_a_column_has_it(tmp_path: Path) -> None:
+    section = write(
+        tmp_path,
+        {"prompt": "a", "reward_model": {"ground_truth": {"value": 4}, "style": "rule"}, "extra_info": {"index": 0}},
+        {"prompt": "b", "reward_model.ground_truth.value": 5, "reward_model": {"style": "numeric"}},
+    )
+    columns = ColumnsSection(
+        answer="reward_model.ground_truth.value", reward="reward_model.function", metadata="extra_info"
+    )
+    first, second = load_rows(section.model_copy(update={"columns": columns}))
+    assert (first.prompt, first.answer, first.reward, first.metadata) == ("a", "4", "", {"index": 0})
+    assert (second.prompt, second.answer, second.metadata) == ("b", "5", {})
+
+
+@pytest.mark.parametrize(
+    ("row", "seen"),
+    [
+        ({"info": {"a": 1, "b": 2}}, "no `info.answer.text` among `info.a`, `info.b`"),
+        ({"info": {"answer": {}}}, "no `info.answer.text` among no columns in it"),
+        ({"info": {"answer": "4"}}, "no `info.answer.text`: `info.answer` is '4' (str)"),
+        ({"info": None}, "no `info.answer.text`: `info` is null"),
+        ({"inf": {}}, "no `info.answer.text` among `prompt`, `inf`"),
+        ({"info": {"answer": {"text": None}}}, "`info.answer.text` is null"),
+        ({"info": {"answer": {"text": [1]}}}, "`info.answer.text` is [1] (list)"),
+    ],
+)
+def test_a_column_within_others_that_is_not_there_shows_what_is(tmp_path: Path, row: object, seen: str) -> None:
+    assert isinstance(row, dict)
+    section = write(tmp_path, {"prompt": "a", **row})
+    columns = ColumnsSection(answer="info.answer.text")
+    with pytest.raises(DataError) as caught:
+        load_rows(section.model_copy(update={"columns": columns}))
+    assert str(caught.value).startswith(f"{section.path} line 1: {seen}: expected text")
+    assert str(caught.value).endswith("correct the row or set data.train.columns.answer")
+
+
 def test_a_byte_order_mark_is_tolerated(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "answer": "b"}\n')

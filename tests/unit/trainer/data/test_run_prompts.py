@@ -3,10 +3,13 @@
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from penstock.config import Config
 from penstock.contracts import Sampling
 from penstock.errors import ConfigError, DataError
 from penstock_trainer.data.rows import Row
@@ -27,7 +30,7 @@ def test_held_out_prompts_that_are_trained_too_are_warned_about_and_counted(
     with caplog.at_level(logging.WARNING):
         prompts = encode_prompts(config, train, {"main": [Row("9+1=", ""), *train[2:]], "hard": train[:1]})
         assert caplog.records == [], "`penstock check` has a line of its own for it"
-        prompts.warn_of_shared(config)
+        prompts.warn(config)
     assert {name: [each.text for each in some] for name, some in prompts.shared.items()} == {
         "main": ["2+1=", "3+1="],
         "hard": ["0+1="],
@@ -37,7 +40,7 @@ def test_held_out_prompts_that_are_trained_too_are_warned_about_and_counted(
     assert "2 of the 3 prompts of data.eval are among the training prompts (the first: '2+1=')" in record.getMessage()
     caplog.clear()
     distinct = encode_prompts(config, train, {"main": [Row("9+1=", "")], "hard": [Row("8+1=", "")]})
-    distinct.warn_of_shared(config)
+    distinct.warn(config)
     assert distinct.shared == {"main": [], "hard": []}
     assert caplog.records == []
 
@@ -60,6 +63,65 @@ def test_a_teacher_is_compared_before_anything_is_loaded(tiny_model: Path, tmp_p
     assert len(encode_prompts(config_for(tiny_model, **short), rows, {}).train) == 4
     episodes = sections | {"agent": {"environment": "envs:Guess", "max_tokens": 60}}
     assert len(encode_prompts(config_for(tiny_model, **episodes), rows, {}).train) == 4
+
+
+def lengthy(model: Path, too_long: str, **data: Any) -> Config:
+    """A run whose engines take prompts of at most 4 tokens."""
+    return config_for(
+        model,
+        data={
+            "train": {"path": "d.jsonl"},
+            "eval": {"path": "h.jsonl"},
+            "batch_size": 2,
+            "too_long": too_long,
+            **data,
+        },
+        sampling={"max_new_tokens": 4},
+        rollout={"engine": {"dtype": "float32", "context_length": 14}},
+    )
+
+
+def sums(*lengths: int) -> list[Row]:
+    return [Row("1" * (length - 1) + "+", "", place=f"d.jsonl line {n}") for n, length in enumerate(lengths, start=1)]
+
+
+def test_prompts_that_are_too_long_are_left_out_and_counted(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train, held_out = sums(2, 9, 3, 7, 4), sums(5, 4)
+    with pytest.raises(DataError, match=r"d.jsonl line 2: the prompt has 9 tokens: expected at most 4 .*data.too_long"):
+        encode_prompts(lengthy(tiny_model, "error"), train, {"main": held_out})
+    config = lengthy(tiny_model, "drop")
+    prompts = encode_prompts(config, train, {"main": held_out})
+    assert [len(each.token_ids) for each in prompts.train] == [2, 3, 4]
+    assert [len(each.token_ids) for each in prompts.held_out["main"]] == [4]
+    assert [(each.key, each.count, each.num_prompts) for each in prompts.too_long] == [
+        ("data.train", 2, 5),
+        ("data.eval", 1, 2),
+    ]
+    fitting = encode_prompts(config, sums(2, 3, 4), {"main": sums(4)})
+    assert fitting.too_long == ()
+    assert prompts.run_record(config) == fitting.run_record(config), "the run is that of the prompts that are left"
+    with caplog.at_level(logging.WARNING):
+        prompts.warn(config)
+    assert (
+        "prompts that are too long are left out (data.too_long): 2 of 5 in data.train (40.0%: d.jsonl line 2, d.jsonl "
+        "line 4), 1 of 2 in data.eval (50.0%: d.jsonl line 1); the longest has 9 tokens"
+    ) in caplog.text
+
+
+def test_prompts_of_several_sets_are_left_out_by_set(tiny_model: Path) -> None:
+    sets = {"a": {"path": "a.jsonl"}, "b": {"path": "b.jsonl"}}
+    config = lengthy(tiny_model, "drop", train={}, train_sets=sets)
+    rows = [*(replace(row, dataset="a") for row in sums(2, 9)), *(replace(row, dataset="b") for row in sums(8, 3))]
+    prompts = encode_prompts(config, rows, {})
+    assert [(each.key, each.count) for each in prompts.too_long] == [("data.train_sets.a", 1), ("data.train_sets.b", 1)]
+    assert [each.dataset for each in prompts.train] == ["a", "b"]
+
+
+def test_what_leaves_too_little_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(DataError, match=r"data.eval: all 2 prompts have more than 4 tokens .*data.too_long is drop"):
+        encode_prompts(lengthy(tiny_model, "drop"), sums(2, 3), {"main": sums(5, 6)})
+    with pytest.raises(DataError, match=r"holds 1 prompts, without 2 that are too long, and data.batch_size is 2"):
+        encode_prompts(lengthy(tiny_model, "drop"), sums(9, 3, 5), {})
 
 
 STOP = ["Q: ", "\n"]

@@ -342,7 +342,9 @@ def test_a_trainer_that_was_asked_to_end_says_so(tmp_path: Path) -> None:
 
 def summary_of(folder: Path) -> dict[str, Any]:
     counters = Counters(next_number=14, issued=14, trained=12, dropped={DropReason.POISON: 1})
-    return make_summary(RunRecords(folder), counters, engine="sglang 0.5", model="m", max_staleness=1)
+    return make_summary(
+        RunRecords(folder), counters, engine="sglang 0.5", model="m", max_staleness=1, too_long={"data.train": 3}
+    )
 
 
 @pytest.mark.parametrize(
@@ -364,6 +366,7 @@ def test_the_summary_holds_the_whole_run(tmp_path: Path) -> None:
     assert (summary["seconds_to_reward_0_9"], summary["seconds_to_heldout_0_9"]) == (12.0, 6.0)
     assert (summary["heldout_accuracy_start"], summary["heldout_accuracy_end"]) == (0.25, 0.95)
     assert (summary["heldout_prompts"], summary["heldout_prompts_trained"]) == (4, 1)
+    assert summary["prompts_too_long"] == {"data.train": 3}
     assert (summary["reward_mean_first"], summary["reward_mean_last"]) == (pytest.approx(2 / 3), 1.0)
     assert summary["generation_tokens_per_second"] == pytest.approx(20.0)
 
