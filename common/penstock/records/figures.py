@@ -224,13 +224,13 @@ class _Tickets:
         self.dropped: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
+        self.sets: dict[str, Counter[str]] = {}
         self._early_stop: EarlyStopRecord | None = None
 
     def early_stop_after(self, num_steps: int) -> dict[str, Any] | None:
         """Why the run ended after so many steps, of more; None if that was not decided, or it went on."""
         found = self._early_stop
         return msgspec.structs.asdict(found) if found is not None and found.steps == num_steps else None
-        self.sets: dict[str, Counter[str]] = {}
 
     def num_without_signal(self, name: str) -> int:
         """Dropped groups of a set that had none."""

@@ -414,6 +414,7 @@ def test_without_tokens_nothing_is_measured() -> None:
         -0.5,
     ]
     assert statistics.pop("teacher_kl") is None
+    assert statistics.pop("experts") == {}
     assert all(math.isnan(value) for value in statistics.values()), statistics
     nothing = Statistics.of(Sums())
     assert all(map(math.isnan, (nothing.loss_policy, nothing.clipped_ratio, nothing.masked["non_finite"])))

@@ -237,5 +237,5 @@ def test_model_that_drops_the_trie_is_refused(tmp_path: Path, monkeypatch: pytes
     save_tiny_model(tmp_path)
     forward = LlamaModel.forward
     monkeypatch.setattr(LlamaModel, "forward", lambda self, *args, trie=None, **rest: forward(self, *args, **rest))
-    with pytest.raises(ConfigError, match="expected a model that mixes tokens by attention only"):
+    with pytest.raises(ConfigError, match="expected a causal model that mixes tokens by attention only"):
         load_model(str(tmp_path), "actor.path")
