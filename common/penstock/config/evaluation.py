@@ -8,10 +8,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from penstock.config.agent import AgentSection
 from penstock.config.data import DataSection, DatasetSection, PromptTemplate, SetName
 from penstock.config.training import StopStrings
 from penstock.config.types import Count, Fraction, Section
-from penstock.contracts.vocabulary import MAIN_SET
+from penstock.contracts.vocabulary import ENVIRONMENT_REWARD, MAIN_SET
 
 Temperature = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -179,6 +180,41 @@ class HeldOutSet(Section):
     def reward(self) -> str:
         """What a ticket of a row without a reward of its own names: its functions, by their key."""
         return self.key if self.functions else ""
+
+    def problem(self, agent: AgentSection) -> str:
+        """What keeps it from being evaluated in a run with these agents, or without; empty if nothing does."""
+        if not agent.enabled:
+            return self._problem_without_agents()
+        if self.sampling.max_new_tokens >= agent.max_tokens:
+            return (
+                f"{self.sampling_key}.max_new_tokens is {self.sampling.max_new_tokens} and agent.max_tokens "
+                f"{agent.max_tokens}: the latter is for all turns with what is between them; expected answers "
+                "that leave room for a prompt; lower the former, or raise the latter"
+            )
+        if self.sampling.stop is not None:
+            return (
+                f"{self.sampling_key}.stop is set: turns of an episode end as in training; expected no strings of "
+                "its own; set sampling.stop"
+            )
+        if self.prompt_template:
+            return (
+                f"{self.key}.prompt_template is set: the agent service renders messages, and an environment says "
+                "what it asks (reset); expected no template"
+            )
+        return ""
+
+    def _problem_without_agents(self) -> str:
+        if ENVIRONMENT_REWARD in self.functions:
+            return (
+                f"{self.key}.functions has {ENVIRONMENT_REWARD!r}, the score of an agent's environment, and "
+                "neither agent.environment nor agent.command is set: expected other functions"
+            )
+        if self.functions and self.dataset.kind == "reasoning_gym":
+            return (
+                f"{self.key}.functions has {', '.join(self.functions)} with {self.key}.kind reasoning_gym, whose "
+                "rows name their task's own reward: expected no functions"
+            )
+        return ""
 
 
 def held_out_sets(data: DataSection, section: EvalSection) -> tuple[HeldOutSet, ...]:

@@ -306,34 +306,7 @@ class Config(Section):
         names = [each.name for each in self.held_out_sets]
         if names and self.eval.best_set not in names:
             return f"eval.best_set is {self.eval.best_set!r}: expected {' or '.join(names)}, the sets of this run"
-        for each in self.held_out_sets:
-            if ENVIRONMENT_REWARD in each.functions and not self.agent.enabled:
-                return (
-                    f"{each.key}.functions has {ENVIRONMENT_REWARD!r}, the score of an agent's environment, and "
-                    "neither agent.environment nor agent.command is set: expected other functions"
-                )
-            if each.functions and each.dataset.kind == "reasoning_gym" and not self.agent.enabled:
-                return (
-                    f"{each.key}.functions has {', '.join(each.functions)} with {each.key}.kind reasoning_gym, whose "
-                    "rows name their task's own reward: expected no functions"
-                )
-            if self.agent.enabled and each.sampling.max_new_tokens >= self.agent.max_tokens:
-                return (
-                    f"{each.sampling_key}.max_new_tokens is {each.sampling.max_new_tokens} and agent.max_tokens "
-                    f"{self.agent.max_tokens}: the latter is for all turns with what is between them; expected answers "
-                    "that leave room for a prompt; lower the former, or raise the latter"
-                )
-            if self.agent.enabled and each.sampling.stop is not None:
-                return (
-                    f"{each.sampling_key}.stop is set: turns of an episode end as in training; expected no strings of "
-                    "its own; set sampling.stop"
-                )
-            if self.agent.enabled and each.prompt_template:
-                return (
-                    f"{each.key}.prompt_template is set: the agent service renders messages, and an environment says "
-                    "what it asks (reset); expected no template"
-                )
-        return ""
+        return next(filter(None, (each.problem(self.agent) for each in self.held_out_sets)), "")
 
     @property
     def _why_no_curriculum(self) -> str | None:
