@@ -81,6 +81,7 @@ def _config(folder: Path) -> dict[str, Any]:
         "run": {"name": RUN, "root": str(folder / "runs")},
         "actor": {"path": str(folder / "model"), "group_size": 4, "dtype": "float32"},
         "kl_ctl": 0.01,
+        "teacher": {"path": str(folder / "model"), "kl_ctl": 0.01},
         # The engine does not compute the model.
         "weights": {"folder": str(folder / "weights"), "canary_tokens": 0},
         "total_train_epochs": EPOCHS,
