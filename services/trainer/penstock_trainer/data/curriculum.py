@@ -55,7 +55,7 @@ class Curriculum:
         self._section = section
         self.delay = section.delay_steps * batch_size
         self._seen: dict[int, tuple[float, float]] = {}
-        first = self._weight(*UNSEEN)
+        first = self._weight_of(0)  # of any prompt: nothing is counted yet
         self._trees = [WeightTree([first] * each.size) for each in order.sets]
         self._steps: deque[_Step] = deque()
         self._drops: dict[int, Outcome] = {}
@@ -117,11 +117,6 @@ class Curriculum:
         successes, failures = self._seen.get(row, UNSEEN)
         return (successes + 1) / (successes + failures + 2)
 
-    @property
-    def num_seen(self) -> int:
-        """Prompts of which an outcome is counted."""
-        return len(self._seen)
-
     def _count(self, number: int) -> None:
         """Count the steps that count for a ticket; what was drawn before them may be drawn again."""
         while self._steps and self._steps[0].end <= number - self.delay:
@@ -165,10 +160,7 @@ class Curriculum:
             self._trees[chosen].set(index, self._weight_of(self._order.rows_of(chosen).start + index))
 
     def _weight_of(self, row: int) -> int:
-        return self._weight(*self._seen.get(row, UNSEEN))
-
-    def _weight(self, successes: float, failures: float) -> int:
-        rate = (successes + 1) / (successes + failures + 2)
+        rate = self.success_rate(row)
         weight = 1 - rate if self._section.priority == "failure" else rate * (1 - rate)
         return max(1, round(weight * SCALE))
 

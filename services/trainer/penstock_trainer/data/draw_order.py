@@ -23,6 +23,8 @@ from math import lcm
 from penstock.errors import ConfigError
 from penstock.seeds import permutation, set_seed
 
+EPOCHS_KEPT = 2
+
 
 @dataclass(frozen=True)
 class DrawnSet:
@@ -49,8 +51,8 @@ class DrawOrder:
         self._counts = draws_of_an_epoch(sets)
         self._ends = list(accumulate(self._counts))
         self._starts = [0, *accumulate(each.size for each in sets)]
-        self._epoch = -1
-        self._places = array("q")
+        self._places: dict[int, array[int]] = {}
+        """Of the last epochs: at the end of one, tickets of the next are issued while those before are trained."""
         self._passes: dict[tuple[int, int], Sequence[int]] = {}
 
     @property
@@ -67,15 +69,15 @@ class DrawOrder:
 
     def set_of(self, number: int) -> int:
         """The set that a draw takes its prompt from."""
+        if len(self.sets) == 1:
+            return 0
         epoch, position = divmod(number, self.length)
-        self._enter(epoch)
-        return bisect_right(self._ends, self._places[position])
+        return bisect_right(self._ends, self._places_of(epoch)[position])
 
     def row(self, number: int) -> int:
         """The prompt of a draw, counted over all sets in their order."""
         epoch, position = divmod(number, self.length)
-        self._enter(epoch)
-        place = self._places[position]
+        place = self._places_of(epoch)[position]
         if len(self.sets) == 1:
             return place
         chosen = bisect_right(self._ends, place)
@@ -91,14 +93,16 @@ class DrawOrder:
         """The prompts of a set, counted over all sets."""
         return range(self._starts[chosen], self._starts[chosen + 1])
 
-    def _enter(self, epoch: int) -> None:
-        if epoch != self._epoch:
-            self._passes.clear()
-            if self._shuffle:
-                self._places = array("q", permutation(self._seed, epoch, self.length))
-            elif not self._places:
-                self._places = array("q", evenly_mixed(self._counts))
-            self._epoch = epoch
+    def _places_of(self, epoch: int) -> "array[int]":
+        if not self._shuffle:
+            epoch = 0  # all are alike
+        if epoch not in self._places:
+            if len(self._places) == EPOCHS_KEPT:
+                del self._places[next(iter(self._places))]
+                self._passes.clear()
+            order = permutation(self._seed, epoch, self.length) if self._shuffle else evenly_mixed(self._counts)
+            self._places[epoch] = array("q", order)
+        return self._places[epoch]
 
     def _pass(self, chosen: int, number: int) -> Sequence[int]:
         """The order in which a set visits its prompts for the `number`-th time."""

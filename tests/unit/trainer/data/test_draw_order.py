@@ -115,3 +115,14 @@ def test_sets_are_read_from_their_prompts() -> None:
     sets = sets_of(["a", "a", "b"], {"a": 1.0, "b": 2.5})
     assert sets == [DrawnSet("a", 2, 1.0), DrawnSet("b", 1, 2.5)]
     assert DrawOrder(0, sets).described == "sets: a 2 prompts of weight 1.0, b 1 prompts of weight 2.5"
+
+
+def test_tickets_around_the_end_of_an_epoch_are_those_of_any_order() -> None:
+    """Those of the next epoch are issued while the last ones of this epoch are trained or issued again."""
+    sets = [DrawnSet("a", 5, 3.0), DrawnSet("b", 7, 1.0)]
+    in_order = DrawOrder(3, sets)
+    expected = {number: in_order.row(number) for number in range(60)}
+    order = DrawOrder(3, sets)
+    assert {
+        number: order.row(number) for number in (12, 11, 13, 10, 25, 24, 23, 50, 1, 49, 26)
+    }.items() <= expected.items()
