@@ -86,7 +86,7 @@ class RefSection(Section):
     path: str = ""
     """Hugging Face folder or hub name; empty: `actor.path`. With LoRA, that is the policy without its adapter."""
     sync_steps: Annotated[int, Field(ge=0)] = 0
-    """After every so many updates the reference takes the policy's weights; 0: it stands still. Not with LoRA
+    """Updates between two moments at which the reference takes the policy's weights; 0: it never does. Not with LoRA
     (docs/objectives.md)."""
     mixup_alpha: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the policy's weights then; the rest stays the reference's own (TR-DPO)."""

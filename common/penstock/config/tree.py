@@ -160,7 +160,7 @@ class Config(Section):
 
     @property
     def _why_no_moving_reference(self) -> str | None:
-        """The reason why the reference cannot follow the policy; None if it can, or stands still."""
+        """The reason why the reference cannot follow the policy; None if it can, or does not."""
         steps = self.ref.sync_steps
         if steps and not self.kl_ctl:
             return (
