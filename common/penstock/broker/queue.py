@@ -218,6 +218,11 @@ class Queue:
         with contextlib.suppress(FullDiskError):
             await self.guard(self.client.hdel(key, field))
 
+    async def leave(self, key: str, member: str) -> None:
+        """Take a member out of a sorted set that forgets it by itself, as `forget` does."""
+        with contextlib.suppress(FullDiskError):
+            await self.guard(self.client.zrem(key, member))
+
     async def delete(self, keys: Sequence[str]) -> None:
         """Delete keys that expire by themselves, as `forget` does."""
         with contextlib.suppress(FullDiskError):

@@ -366,9 +366,11 @@ class Worker:
             await asyncio.sleep(min(beat_every, renew_every))
 
     async def retire(self) -> None:
-        """Mark this worker as dead, so that others can take its entries at once."""
+        """Mark this worker as dead, so that others can take its entries at once, and no entry wakes it."""
         keys = self._queue.keys
         await self._queue.forget(keys.beats, self.name)
+        for stage in Stage:
+            await self._queue.leave(keys.waiting(stage), self.name)
         await self._queue.delete([keys.looked(stage) for stage in Stage])
 
     async def _beat(self) -> None:

@@ -326,3 +326,15 @@ async def test_a_worker_that_waits_is_woken_though_a_hand_over_has_taken_an_entr
         await issue(trainer, 2)
         async with asyncio.timeout(ANSWER_SECONDS):
             await task
+
+
+async def test_a_worker_that_retires_takes_no_wakeup_from_others(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    retired, living = make_worker(queue, queue_config, "retired"), make_worker(queue, queue_config, "living")
+    assert await retired.take(Stage.TICKETS) is None
+    await retired.retire()
+    async with waiting(queue, [living]) as [task]:
+        await issue(trainer, 0)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await task
