@@ -37,11 +37,23 @@ from penstock_trainer.weight_sync.disk import DiskTransport
 from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import Staging
 from tests.integration.broker.queue_setup import put, stored_scored
-from tests.integration.trainer.consumer_setup import PROMPTS, scored
+from tests.integration.trainer.consumer_setup import BATCH_SIZE, PROMPTS, scored
 from tests.patience import ANSWER_SECONDS
 from tests.unit.trainer.data.chat_models import characters
+from tests.unit.trainer.trainer_groups import save_tiny_model
 
 SECONDS = ANSWER_SECONDS
+
+
+def loop_document(queue_config: Config, folder: Path) -> dict[str, Any]:
+    """The configuration of a trainer in `folder`, with a tiny model and prompts that the test gives."""
+    given = queue_config.model_dump()
+    given["actor"] = {"path": str(save_tiny_model(folder / "model")), "dtype": "float32", "group_size": 2}
+    given["run"] |= {"root": str(folder), "stall_seconds": SECONDS}
+    given["data"] |= {"batch_size": BATCH_SIZE, "eval": {"path": "unused.jsonl"}}
+    given["rollout"]["engine"]["dtype"] = "float32"
+    given["weights"]["push_timeout_seconds"] = SECONDS
+    return given
 
 
 class HeldTransport(DiskTransport):

@@ -19,9 +19,8 @@ from penstock.weights.manifest import identity_digest
 from penstock_trainer.offline.export import export_checkpoint
 from penstock_trainer.telemetry.records import EvalResult
 from tests.integration.broker.queue_setup import put, stored_scored
-from tests.integration.trainer.consumer_setup import BATCH_SIZE, scored
-from tests.integration.trainer.loop_setup import SECONDS, Life
-from tests.unit.trainer.trainer_groups import save_tiny_model
+from tests.integration.trainer.consumer_setup import scored
+from tests.integration.trainer.loop_setup import SECONDS, Life, loop_document
 
 pytestmark = pytest.mark.redis
 
@@ -66,12 +65,7 @@ class EvaluatedLife(Life):
 
 @pytest.fixture
 async def make_life(queue: Queue, queue_config: Config, tmp_path: Path) -> AsyncIterator[MakeLife]:
-    given = queue_config.model_dump()
-    given["actor"] = {"path": str(save_tiny_model(tmp_path / "model")), "dtype": "float32", "group_size": 2}
-    given["run"] |= {"root": str(tmp_path), "stall_seconds": SECONDS}
-    given["data"] |= {"batch_size": BATCH_SIZE, "eval": {"path": "unused.jsonl"}}
-    given["rollout"]["engine"]["dtype"] = "float32"
-    given["weights"]["push_timeout_seconds"] = SECONDS
+    given = loop_document(queue_config, tmp_path)
     given["checkpoint"] |= {"every_steps": 0, "keep": 1}
     lease = await acquire_lease(queue, Config.model_validate(given))
     lost: list[Exception] = []

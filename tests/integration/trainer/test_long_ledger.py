@@ -13,8 +13,7 @@ from penstock.config import Config
 from penstock.contracts.ledger import ArchivedRecord, StepRecord
 from penstock.records.run import RunRecords
 from tests.integration.trainer.consumer_setup import BATCH_SIZE
-from tests.integration.trainer.loop_setup import SECONDS, Life, same
-from tests.unit.trainer.trainer_groups import save_tiny_model
+from tests.integration.trainer.loop_setup import SECONDS, Life, loop_document, same
 
 pytestmark = pytest.mark.redis
 
@@ -25,12 +24,8 @@ NUM_STEPS = 9
 def config(queue_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A checkpoint after every second step, of which one is kept."""
     monkeypatch.setattr("penstock_trainer.checkpoints.history.KEPT_STEPS", 2)
-    given = queue_config.model_dump()
-    given["actor"] = {"path": str(save_tiny_model(tmp_path / "model")), "dtype": "float32", "group_size": 2}
-    given["run"] |= {"root": str(tmp_path), "stall_seconds": SECONDS}
-    given["data"]["batch_size"] = BATCH_SIZE
-    given["rollout"]["engine"]["dtype"] = "float32"
-    given["weights"]["push_timeout_seconds"] = SECONDS
+    given = loop_document(queue_config, tmp_path)
+    given["data"]["eval"] = None
     given["checkpoint"] |= {"every_steps": 2, "keep": 1}
     return Config.model_validate(given)
 

@@ -26,22 +26,16 @@ from penstock_trainer.telemetry.records import EvalResult
 from penstock_trainer.weights.files import Format
 from penstock_trainer.weights.staging import Staging
 from tests.integration.broker.queue_setup import put, stored_scored
-from tests.integration.trainer.consumer_setup import BATCH_SIZE, scored
-from tests.integration.trainer.loop_setup import SECONDS, Life, same
+from tests.integration.trainer.consumer_setup import scored
+from tests.integration.trainer.loop_setup import SECONDS, Life, loop_document, same
 from tests.patience import ANSWER_SECONDS
-from tests.unit.trainer.trainer_groups import save_tiny_model
 
 pytestmark = pytest.mark.redis
 
 
 @pytest.fixture
 async def loop(queue: Queue, queue_config: Config, tmp_path: Path) -> AsyncIterator[Life]:
-    given = queue_config.model_dump()
-    given["actor"] = {"path": str(save_tiny_model(tmp_path / "model")), "dtype": "float32", "group_size": 2}
-    given["run"] |= {"root": str(tmp_path), "stall_seconds": SECONDS}
-    given["data"] |= {"batch_size": BATCH_SIZE, "eval": {"path": "unused.jsonl"}}
-    given["rollout"]["engine"]["dtype"] = "float32"
-    given["weights"]["push_timeout_seconds"] = SECONDS
+    given = loop_document(queue_config, tmp_path)
     config = Config.model_validate(given)
     lease = await acquire_lease(queue, config)
     lost: list[Exception] = []
