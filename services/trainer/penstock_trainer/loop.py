@@ -76,6 +76,7 @@ class Trainer:
             await self._checkpoint()
         async with asyncio.TaskGroup() as beside:
             await self._train_batches(beside)
+        self._reports.evals()  # also at a stop: the queue has them no more
         if not self._requests.stop.is_set():
             await self._history.require_a_step(self._rollouts.last_failure)
             self._non_finite.finish()

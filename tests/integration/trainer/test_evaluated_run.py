@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from penstock.broker import Queue, Stage
 from penstock.broker.lease import acquire_lease
 from penstock.config import Config
-from penstock.contracts import PolicyIdentity, Ticket
+from penstock.contracts import PolicyIdentity, ScoredGroup, Ticket
 from penstock.contracts.ledger import EarlyStopRecord
 from penstock.records import RunRecords
 from penstock.weights.manifest import identity_digest
@@ -115,6 +115,23 @@ async def test_a_stop_does_not_wait_for_an_evaluation(make_life: MakeLife) -> No
     assert life.checkpoints.names() == [f"00000001.{life.lease.number}"]
 
 
+async def test_an_evaluation_that_is_complete_at_a_stop_has_its_line(make_life: MakeLife) -> None:
+    """Its results are deleted from the queue as they come, so nobody could make the line later."""
+    life = make_life()
+    async with life.training() as training:
+        await life.has_announced(1)
+        receive = life.evaluation.record
+
+        def record_and_stop(scored: ScoredGroup) -> None:
+            receive(scored)
+            life.requests.stop.set()  # before the loop sees the result
+
+        life.evaluation.record = record_and_stop  # type: ignore[method-assign, assignment]
+        await life.evaluated(0, 1.0)
+        await ended(training)
+    assert [(line["steps"], line["accuracy"]) for line in life.status.progress.evals()] == [(0, 1.0)]
+
+
 async def test_the_best_checkpoint_stays_over_a_resume_and_is_exported_as_it_was_evaluated(
     make_life: MakeLife, tmp_path: Path
 ) -> None:
@@ -153,6 +170,7 @@ async def test_an_evaluation_that_a_kill_has_lost_is_made_again_with_its_checkpo
     async with life.training():
         await life.answer(0, await life.has_announced(1))
         await life.evaluated(0, 0.0)
+        await life.watch.until("reported", 1)
         await life.has_announced(2)
     later = make_life(keep_best=True)
     async with later.training() as training:
