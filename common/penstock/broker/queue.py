@@ -38,7 +38,7 @@ SERVICES = Script("anyone/services")
 TURN = Script("anyone/turn")
 
 OLDEST_VERSION = (6, 2)  # XPENDING ... IDLE, XAUTOCLAIM and GETDEL appeared there
-LONGEST_BLOCK_SECONDS = 4.0
+LONGEST_BLOCK_SECONDS = 30.0  # of one wait for a wake-up
 RELEASED = b"released"  # the consumer of entries that nobody holds any more (lua/shared/released.lua)
 FULL_RETRY_SECONDS = 1.0
 NO_CONNECTION_LEFT = "max number of clients reached"
@@ -64,7 +64,7 @@ class Queue:
         self.client = client
         self.keys = keys
         self.identity = identity
-        self.longest_block_seconds = min(LONGEST_BLOCK_SECONDS, timeout_seconds / 2)
+        self.longest_block_seconds = LONGEST_BLOCK_SECONDS
         self._timeout_seconds = timeout_seconds
         self.shown_url = shown_url
         self._secrets = secrets
@@ -112,12 +112,12 @@ class Queue:
     async def wait_for_wakeup(self, key: str, timeout_seconds: float) -> None:
         """Return once this list has an element, and take it out; or after the timeout."""
         seconds = max(0.001, min(timeout_seconds, self.longest_block_seconds))
-        await self.guard(self._calls.read("BLPOP", key, seconds))
+        await self.guard(self._calls.read("BLPOP", key, seconds), blocks_seconds=seconds)
 
-    async def guard(self, call: Any) -> Any:
-        """Await a Redis call and turn its errors into Penstock's."""
+    async def guard(self, call: Any, *, blocks_seconds: float = 0.0) -> Any:
+        """Await a Redis call and turn its errors into Penstock's. blocks_seconds: for which the server may keep it."""
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with asyncio.timeout(self._timeout_seconds + blocks_seconds):
                 return await call
         except OutOfMemoryError:
             raise

@@ -32,7 +32,7 @@ RENEW = Script("worker/renew")
 STORE_EPISODE = Script("worker/store_episode")
 MAX_ENGINE_DEATHS = 3  # another ticket may have caused two; the third happens while this one runs alone
 RENEWALS_PER_IDLE_TIME = 3
-ASKS_PER_SECOND = 128  # of all workers that wait for tickets, together; more if there are more than 512 of them
+ASKS_PER_SECOND = 32  # of all workers that wait for tickets, together
 LATE_SECONDS = 1.0  # how late a worker may ask again, and is still woken meanwhile
 REFUSED_SECONDS = 0.1  # between two attempts of a worker that may take nothing
 PART_TTL_MS = 60_000  # of a part that no entry names yet; the script that names it follows at once
@@ -173,11 +173,11 @@ class Worker:
 
     @property
     def ask_seconds(self) -> float:
-        """How long to wait for a ticket before the next `take`: 1 s, longer if there are many workers.
+        """How long to wait for a ticket before the next `take`: 1 s, longer if there are many workers, at most 30 s.
 
-        Any of them finds what one would have missed. No wait is longer than a block of the server's.
+        Any of them finds what one would have missed.
         """
-        return max(1.0, self._num_workers / ASKS_PER_SECOND)
+        return min(max(1.0, self._num_workers / ASKS_PER_SECOND), self._queue.longest_block_seconds)
 
     async def wait(self, *, timeout_seconds: float) -> None:
         """Return once a stage of the last `take`, which found nothing, may have an entry for us, or after the timeout.

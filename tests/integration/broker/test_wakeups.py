@@ -293,7 +293,37 @@ async def test_many_workers_together_ask_as_often_as_a_few(queue: Queue, queue_c
     await queue.client.hset(queue.keys.beats, mapping=others)
     one_of_many = make_worker(queue, queue_config)
     await one_of_many.take(Stage.TICKETS)
-    assert one_of_many.ask_seconds == (1 + len(others) + 1) / 128
+    assert one_of_many.ask_seconds == (1 + len(others) + 1) / 32
+
+
+async def test_a_wait_may_be_longer_than_a_call(queue_config: Config) -> None:
+    """redis.timeout_seconds is for a server that does not answer, not for one that keeps a wait as it was asked to."""
+    section = queue_config.redis.model_copy(update={"timeout_seconds": 2.0})
+    patient = await connect(queue_config.model_copy(update={"redis": section}))
+    try:
+        worker = make_worker(patient, queue_config)
+        assert await worker.take(Stage.TICKETS) is None
+        await worker.wait(timeout_seconds=2.5)
+    finally:
+        await patient.close()
+
+
+async def test_dead_holders_are_looked_for_less_often_if_there_are_many(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    """A look costs as much as there are holders."""
+    holders, stream, looked = 400, queue.keys.stream(Stage.TICKETS), queue.keys.looked(Stage.TICKETS)
+    await issue(trainer, *range(holders))
+    for number in range(holders):
+        await queue.client.xreadgroup("penstock", f"holder-{number}", {stream: ">"}, count=1)
+    worker = make_worker(queue, queue_config)
+    left = -1
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while left <= 250:  # the server, or this process, may have been away since the look
+            await queue.delete([looked])
+            await worker.take(Stage.TICKETS)
+            left = await queue.client.pttl(looked)
+    assert left <= holders
 
 
 async def test_who_does_not_wait_any_more_is_not_woken(

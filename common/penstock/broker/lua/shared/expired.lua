@@ -2,7 +2,7 @@
 --
 -- release_expired(stage): makes the entries free whose holder is dead, and those that were not renewed: the answer with
 -- them was lost with a connection. One call looks for all workers, since it costs as much as there are holders and held
--- entries: a call within LOOK_EVERY_MS of the last one does nothing.
+-- entries: a call within LOOK_EVERY_MS of the last one does nothing, or within 1 ms for each holder if that is longer.
 -- Needs: group, consumer, beats, idle_ms, take_over (see take.lua).
 local LOOK_EVERY_MS = 250
 local MOST_RELEASED = 1000  -- of one holder in one look; further ones with the next call
@@ -32,6 +32,7 @@ local function release_expired(stage)
     if holder[1] ~= consumer and holder[1] ~= RELEASED then others[#others + 1] = holder[1] end
   end
   local now_ms = now()
+  if #others > LOOK_EVERY_MS then redis.pcall('PEXPIRE', stage.looked, #others) end
   for _, name in ipairs(others) do
     local is_dead = take_over == '1' or tonumber(redis.call('HGET', beats, name) or '0') <= now_ms
     if is_dead then release_pending('-', '+', MOST_RELEASED, name) end
