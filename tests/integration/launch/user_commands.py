@@ -15,7 +15,7 @@ import yaml
 from penstock.broker import Queue
 from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.trainer import TrainerQueue
-from penstock.weights.local_folder import SHARED_MEMORY, name_of_run
+from penstock.weights.local_folder import SHARED_MEMORY, free_memory_of_run, name_of_run
 from tests.patience import START_SECONDS
 
 PURE_ENGINE = Path(__file__).parents[3] / "benchmarks" / "chaos" / "engine.py"
@@ -108,6 +108,7 @@ class UserCommands:
                 process.wait()
             assert process.stdout is not None
             process.stdout.close()
+        free_memory_of_run(self.run_folder.name, self.run_folder)  # what a trainer without a launcher leaves
 
     def launch(self, *overrides: str) -> tuple[int, str]:
         """Checks that no weights stay in the host's memory, however it ends."""
