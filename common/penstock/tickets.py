@@ -33,7 +33,7 @@ from typing import Literal
 from penstock.contracts.vocabulary import DropReason
 from penstock.errors import StallError
 
-BATCHES_WITHOUT_GRADIENT = 10  # this many batches of groups without a gradient in a row end the run
+BATCHES_WITHOUT_GRADIENT = 10  # this many batches of groups without a gradient end the run, if none has one meanwhile
 BATCHES_OF_FAILURES = 4  # more than half of this many batches without a usable reward end the run
 BATCHES_OF_EPISODES = 20  # over which the share of failed episodes is taken
 
@@ -91,16 +91,16 @@ class Failures:
 
 
 class NoGradient:
-    """Tickets in a row that gave no gradient: too many end the run, as solved if all of them were right.
+    """Tickets in a row that gave no gradient. Their end: `num_tickets` right ones in a row, or as many that are not.
 
-    lowest: the lowest reward of a completion of them, once there are `num_tickets` and each was right; else None.
+    lowest: the lowest reward of the right ones, once there are enough in a row: nothing changes it then; else None.
 
     >>> row = NoGradient(num_tickets=2)
-    >>> [row.add(right) for right in (1.0, 1.5)], row.lowest
-    ([False, False], 1.0)
+    >>> [row.add(right) for right in (None, 1.0, 1.5)], row.lowest
+    ([False, False, False], 1.0)
     >>> row.end()
-    >>> [row.add(right) for right in (1.0, None)], row.lowest
-    ([False, True], None)
+    >>> [row.add(right) for right in (None, 1.0, None)], row.lowest
+    ([False, False, True], None)
     """
 
     def __init__(self, num_tickets: int) -> None:
@@ -109,21 +109,25 @@ class NoGradient:
 
     def end(self) -> None:
         """A ticket has given a gradient."""
-        self._num = self._num_right = 0
+        self._num = self._num_right = self._right_in_a_row = 0
         self._lowest = math.inf
 
     def add(self, right: float | None) -> bool:
-        """Count a ticket; whether there are too many, not all of them right. What comes after enough is not counted."""
-        if self._num < self.num_tickets:
-            self._num += 1
-            if right is not None:
-                self._num_right += 1
-                self._lowest = min(right, self._lowest)
-        return self._num == self.num_tickets and self._num_right < self._num
+        """Count a ticket; whether too many were not right."""
+        if self.lowest is not None:
+            return False
+        self._num += 1
+        if right is None:
+            self._right_in_a_row, self._lowest = 0, math.inf
+        else:
+            self._num_right += 1
+            self._right_in_a_row += 1
+            self._lowest = min(right, self._lowest)
+        return self._num - self._num_right == self.num_tickets
 
     @property
     def lowest(self) -> float | None:
-        return self._lowest if self._num_right == self.num_tickets else None
+        return self._lowest if self._right_in_a_row == self.num_tickets else None
 
     @property
     def error(self) -> StallError:
@@ -280,7 +284,7 @@ class TicketBook:
     def arrive(self, number: int, *, has_gradient: bool, failed_share: float = 0.0, right: float | None = None) -> None:
         """A usable group has arrived; `failed_share` of its episodes failed. right: its lowest reward if all are right.
 
-        StallError if too many episodes fail, or no group has had a gradient for too long. If all of those were right,
+        StallError if too many episodes fail, or no group has had a gradient for too long. If the last ones were right,
         there is no error, and `without_gradient.lowest` is a number.
         """
         self._expect(number, TicketState.WAITING)

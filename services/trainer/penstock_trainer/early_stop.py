@@ -3,7 +3,7 @@
 Owns the decision. Invariant: once the ledger names it, no step is trained after it, in this life or a later one, unless
 `eval.patience` is raised or 0 then, or `eval.success` is above what solved the task.
 
-solved      10 batches of tickets in a row gave no gradient, since all of their completions were right: their rewards
+solved      the last 10 batches of tickets gave no gradient, since all of their completions were right: their rewards
             reach `eval.success`, no step had a higher one, and some step had a lower one. So a reward that is always
             the same never counts as solved: it may be a function that does not look at its completion.
 patience    made of the lines of evaluations that have ended, so a trainer that is killed before the ledger names the

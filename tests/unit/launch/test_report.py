@@ -410,6 +410,7 @@ def test_a_run_that_has_solved_its_task_says_so(summary: dict[str, Any]) -> None
         "eval.success (0.5); no group had a gradient\n" in report
     )
     assert "fewer steps" not in report
+    assert "Finished: 1 of 40 steps in" in report_of(summary, steps=1, steps_planned=40, stopped_early=SOLVED)
 
 
 def test_further_held_out_sets_have_lines_of_their_own(summary: dict[str, Any]) -> None:

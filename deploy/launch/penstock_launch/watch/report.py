@@ -98,7 +98,7 @@ def _trained(summary: Mapping[str, Any]) -> str:
     earlier = f" ({launched} of them in this launch)" if launched is not None and launched != steps else ""
     planned = summary.get("steps_planned")
     of = f" of {planned}" if planned is not None and isinstance(steps, int) and steps < planned else ""
-    shown = f"{steps}{of} step{'' if steps == 1 else 's'}"
+    shown = f"{steps}{of} step{'' if (planned if of else steps) == 1 else 's'}"
     return f"{shown} in {duration(summary.get('seconds_training'))} of training{earlier}"
 
 
