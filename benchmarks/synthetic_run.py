@@ -31,7 +31,7 @@ from penstock.contracts import (
 from penstock.contracts.ledger import DropRecord, Record, RunRecord, StepRecord, WeightsRecord, encode_record
 from penstock.contracts.log_ratios import SUFFIX, LogRatiosFile
 from penstock.contracts.step_file import StepFile
-from penstock.contracts.vocabulary import DropReason
+from penstock.contracts.vocabulary import MAIN_SET, DropReason
 from penstock.records.dead_letters import DeadLetterLine
 from penstock.records.samples import DroppedLine, SampleLine
 
@@ -207,15 +207,21 @@ class SyntheticRun:
         return record
 
     def evaluate(
-        self, accuracy: float | None, shown: Sequence[tuple[str, str, str, float]], failed: Sequence[str] = ()
+        self,
+        accuracy: float | None,
+        shown: Sequence[tuple[str, str, str, float]],
+        failed: Sequence[str] = (),
+        *,
+        name: str = MAIN_SET,
     ) -> None:
         """Add an evaluation of 20 prompts after the present steps.
 
         accuracy: of those with a reward. shown: prompt, completion, answer and reward of some prompts. failed: why, of
-        each prompt without a reward.
+        each prompt without a reward. name: of the set.
         """
         names = ("prompt", "completion", "answer", "reward")
         line = {
+            "set": name,
             "steps": self.num_steps,
             "accuracy": accuracy,
             "reward_mean": accuracy,

@@ -20,6 +20,7 @@ if it is too old when its batch closes, the caller drops it or masks its tokens.
 orders are the same.
 """
 
+import math
 from bisect import bisect_left, insort
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
@@ -32,7 +33,7 @@ from typing import Literal
 from penstock.contracts.vocabulary import DropReason
 from penstock.errors import StallError
 
-BATCHES_WITHOUT_GRADIENT = 10  # this many batches of groups without a gradient in a row end the run
+BATCHES_WITHOUT_GRADIENT = 10  # this many batches of groups without a gradient end the run, if none has one meanwhile
 BATCHES_OF_FAILURES = 4  # more than half of this many batches without a usable reward end the run
 BATCHES_OF_EPISODES = 20  # over which the share of failed episodes is taken
 
@@ -89,6 +90,55 @@ class Failures:
         return float(self._sum) / self._num_tickets
 
 
+class NoGradient:
+    """Tickets in a row that gave no gradient. Their end: `num_tickets` right ones in a row, or as many that are not.
+
+    lowest: the lowest reward of the right ones, once there are enough in a row: nothing changes it then; else None.
+
+    >>> row = NoGradient(num_tickets=2)
+    >>> [row.add(right) for right in (None, 1.0, 1.5)], row.lowest
+    ([False, False, False], 1.0)
+    >>> row.end()
+    >>> [row.add(right) for right in (None, 1.0, None)], row.lowest
+    ([False, False, True], None)
+    """
+
+    def __init__(self, num_tickets: int) -> None:
+        self.num_tickets = num_tickets
+        self.end()
+
+    def end(self) -> None:
+        """A ticket has given a gradient."""
+        self._num = self._num_right = self._right_in_a_row = 0
+        self._lowest = math.inf
+
+    def add(self, right: float | None) -> bool:
+        """Count a ticket; whether too many were not right."""
+        if self.lowest is not None:
+            return False
+        self._num += 1
+        if right is None:
+            self._right_in_a_row, self._lowest = 0, math.inf
+        else:
+            self._num_right += 1
+            self._right_in_a_row += 1
+            self._lowest = min(right, self._lowest)
+        return self._num - self._num_right == self.num_tickets
+
+    @property
+    def lowest(self) -> float | None:
+        return self._lowest if self._right_in_a_row == self.num_tickets else None
+
+    @property
+    def error(self) -> StallError:
+        """That there are too many."""
+        right = f" ({self._num_right} of them were right: eval.success)" if self._num_right else ""
+        return StallError(
+            f"{self._num} tickets in a row gave no gradient: in each group all rewards were equal{right}; expected "
+            "some to differ: the task is solved, too hard, or reward.functions give all answers the same reward"
+        )
+
+
 class TicketBook:
     """All outstanding tickets of a run, in order of number.
 
@@ -124,7 +174,8 @@ class TicketBook:
         """Step -> its tickets."""
         self.next_number = 0
         self.num_steps = 0
-        self._without_gradient = 0
+        self.without_gradient = NoGradient(BATCHES_WITHOUT_GRADIENT * limits.batch_size)
+        self._has_ended = False
         self._failed_tickets = Failures(BATCHES_OF_FAILURES * limits.batch_size, max_share=0.5)
         self._failed_episodes = Failures(BATCHES_OF_EPISODES * limits.batch_size, limits.max_failure_share)
 
@@ -208,6 +259,8 @@ class TicketBook:
 
     def issue(self) -> list[int]:
         """The numbers to issue now; they count as outstanding from here on."""
+        if self._has_ended:
+            return []
         count = min(
             self._limits.max_outstanding - len(self._outstanding),
             self._limits.num_draws - self.next_number,
@@ -220,25 +273,30 @@ class TicketBook:
         self.next_number += len(numbers)
         return numbers
 
+    def end(self) -> None:
+        """The run ends before its draws do: no further ticket is issued, and no group that arrives is a stall."""
+        self._has_ended = True
+
     def accepts(self, number: int) -> bool:
         """False for a duplicate: a ticket that is held, trained or dropped already."""
         return self._outstanding.get(number) is TicketState.WAITING
 
-    def arrive(self, number: int, *, has_gradient: bool, failed_share: float = 0.0) -> None:
-        """A usable group has arrived; `failed_share` of its episodes failed.
+    def arrive(self, number: int, *, has_gradient: bool, failed_share: float = 0.0, right: float | None = None) -> None:
+        """A usable group has arrived; `failed_share` of its episodes failed. right: its lowest reward if all are right.
 
-        StallError if no group has had a gradient for too long, or too many episodes fail.
+        StallError if too many episodes fail, or no group has had a gradient for too long. If the last ones were right,
+        there is no error, and `without_gradient.lowest` is a number.
         """
         self._expect(number, TicketState.WAITING)
         self._set(number, TicketState.ARRIVED)
         self._count_failures(False, failed_share)
-        self._count_gradient(has_gradient)
+        self._count_gradient(has_gradient, right)
 
-    def drop(self, number: int, reason: DropReason, failed_share: float = 0.0) -> None:
+    def drop(self, number: int, reason: DropReason, failed_share: float = 0.0, right: float | None = None) -> None:
         """The ticket ends without training: a waiting one, or an arrived one whose group is too stale for its batch.
 
         StallError if most rewards fail, too many episodes do (`failed_share` of this one's), or no group has had a
-        gradient for too long.
+        gradient for too long, as of `arrive`, which has `right`, too.
         """
         self._expect(number, TicketState.ARRIVED if reason is DropReason.STALE else TicketState.WAITING)
         self._set(number, None)
@@ -246,7 +304,7 @@ class TicketBook:
             return
         self._count_failures(reason is DropReason.REWARD_FAILED, failed_share)
         if reason is DropReason.DEGENERATE:
-            self._count_gradient(False)
+            self._count_gradient(False, right)
 
     def wait_again(self, number: int) -> None:
         """An arrived group cannot be trained after all: the ticket is issued again."""
@@ -311,25 +369,26 @@ class TicketBook:
             raise ValueError(f"ticket {number} is {self._outstanding.get(number)}: expected {state}")
 
     def _count_failures(self, ticket_failed: bool, failed_share: float) -> None:
-        if self._failed_tickets.add(float(ticket_failed)):
+        too_many_tickets = self._failed_tickets.add(float(ticket_failed))
+        too_many_episodes = self._failed_episodes.add(failed_share)
+        if self._has_ended:
+            return
+        if too_many_tickets:
             number = BATCHES_OF_FAILURES * self._limits.batch_size
             raise StallError(
                 f"the reward failed for {self._failed_tickets.share * number:.0f} of the last {number} tickets; "
                 "expected it to work for at least half of them: see the reward service's log and the key "
                 "reward.functions, or, for the score of an environment, the agent service's log"
             )
-        if self._failed_episodes.add(failed_share):
+        if too_many_episodes:
             raise StallError(
                 f"{self._failed_episodes.share:.0%} of the episodes of the last {BATCHES_OF_EPISODES} steps failed: "
                 f"expected at most {self._limits.max_failure_share:.0%} (agent.max_failure_share); see the agent "
                 "service's log"
             )
 
-    def _count_gradient(self, has_gradient: bool) -> None:
-        self._without_gradient = 0 if has_gradient else self._without_gradient + 1
-        limit = BATCHES_WITHOUT_GRADIENT * self._limits.batch_size
-        if self._without_gradient >= limit:
-            raise StallError(
-                f"{limit} tickets in a row gave no gradient: in each group all rewards were equal; expected some to "
-                "differ: the task is solved, too hard, or reward.functions give all answers the same reward"
-            )
+    def _count_gradient(self, has_gradient: bool, right: float | None = None) -> None:
+        if has_gradient:
+            self.without_gradient.end()
+        elif self.without_gradient.add(right) and not self._has_ended:
+            raise self.without_gradient.error

@@ -304,6 +304,77 @@ def test_evaluations_are_compared_before_and_after(viewer: Viewer) -> None:
     ]
 
 
+@pytest.fixture
+def of_two_sets(browser: Browser, tmp_path: Path, encode: tuple[Path, Callable[[str], list[int]]]) -> Iterator[Viewer]:
+    """The page of a run with three evaluations of the main set and two of another, which ended in another order."""
+    model, to_ids = encode
+    run = SyntheticRun(tmp_path / "two", str(model))
+    run.begin(group_size=4, batch_size=1)
+    for step, (main, hard) in enumerate(((0.25, None), (0.5, 0.0), (0.75, 0.125))):
+        if hard is not None:
+            run.evaluate(hard, [("77*77=", f"hard {step}", "5929", hard)], name="hard")
+        run.evaluate(main, [("7+7=", f"main {step}", "14", main)])
+        texts = [completion([*to_ids("14"), END], step)] * 4
+        run.add_step([group(step, "7+7=", to_ids("7+7="), texts, [0.0, 1.0, 1.0, 1.0], answer="14")])
+    with serving(run.folder) as url, viewing(browser, url) as viewer:
+        yield viewer
+
+
+def test_the_chosen_set_is_the_one_that_is_shown(of_two_sets: Viewer) -> None:
+    viewer = of_two_sets
+    viewer.open("?view=evaluations")
+    choice = viewer.page.get_by_label("Set", exact=True)
+    assert choice.locator("option").all_inner_texts() == ["main", "hard"]
+    compared = "Completions of the same prompts before and after"
+
+    def seen() -> tuple[list[list[str]], list[float], list[list[str]]]:
+        drawn = viewer.page.locator(".plot.js-plotly-plot").evaluate("plot => Array.from(plot.data[0].y)")
+        accuracies = [row[:2] for row in viewer.table("Evaluations of two")]
+        return accuracies, drawn, [[cell.splitlines()[0] for cell in row[:4]] for row in viewer.table(compared)]
+
+    main = (
+        [["0", "0.25"], ["1", "0.50"], ["2", "0.75"]],
+        [0.25, 0.5, 0.75],
+        [["7+7=", "14", "main 0", "main 2"]],
+    )
+    hard = ([["1", "0.00"], ["2", "0.13"]], [0.0, 0.125], [["77*77=", "5929", "hard 1", "hard 2"]])
+    assert seen() == main
+    choice.select_option("hard")
+    expect(viewer.page.get_by_text("Accuracy on held-out prompts of hard, 95 % interval")).to_be_visible()
+    viewer.settle()
+    assert seen() == hard
+    assert choice.input_value() == "hard"
+    address = viewer.page.url
+    viewer.page.get_by_label("After", exact=True).select_option("1 steps")
+    expect(viewer.page.get_by_role("region", name=compared).locator("th").nth(3)).to_have_text("after 1 steps")
+    viewer.settle()
+    assert choice.input_value() == "hard", "another choice on the page leaves the set"
+    assert seen()[2] == [["77*77=", "5929", "hard 1", "hard 1"]]
+    viewer.page.goto(address)  # as a bookmark, or in a message
+    viewer.settle()
+    assert seen() == hard
+    viewer.page.get_by_label("Set", exact=True).select_option("main")
+    expect(viewer.page.get_by_text("Accuracy on held-out prompts of main, 95 % interval")).to_be_visible()
+    viewer.settle()
+    assert seen() == main
+    viewer.open("?view=evaluations&set=gone")
+    assert seen() == main
+
+
+def test_each_set_has_a_curve_on_the_first_page(of_two_sets: Viewer) -> None:
+    of_two_sets.open()
+    figures = of_two_sets.page.locator("dl.figures").inner_text().lower()
+    assert "accuracy\n0.25 \u2192 0.75\n" in figures
+    assert "accuracy hard\n0.00 \u2192 0.13\n" in figures
+    drawn = of_two_sets.page.locator(".plot.js-plotly-plot").first.evaluate(
+        "plot => Object.fromEntries(plot.data.map(t => [t.name, [Array.from(t.x), Array.from(t.y), t.line?.color]]))"
+    )
+    assert drawn["accuracy main"][:2] == [[0, 1, 2], [0.25, 0.5, 0.75]]
+    assert drawn["accuracy hard"][:2] == [[1, 2], [0.0, 0.125]]
+    colours = [drawn[name][2] for name in ("training reward", "accuracy main", "accuracy hard")]
+    assert len({*colours}) == 3, colours
+
+
 def test_an_evaluation_without_any_reward_is_no_point_and_says_so(
     browser: Browser, tmp_path: Path, encode: tuple[Path, Callable[[str], list[int]]]
 ) -> None:

@@ -41,7 +41,8 @@ class EvalSampling(Section):
     repetition_penalty: Penalty = 1.0
     """Logits of tokens that the completion has already are divided by it, negative ones multiplied; 1: they are not."""
     success: float = 1.0
-    """A completion counts as accurate when its reward is at least this. One whose reward failed is in no mean."""
+    """A completion counts as accurate when its reward is at least this. One whose reward failed is in no mean. In
+    training, a run all of whose completions reach it is solved: see docs/evaluation.md."""
 
     def problem(self, key: str) -> str:
         """What keeps completions from being sampled so; empty if nothing does. key: of the section, for the message."""

@@ -117,19 +117,23 @@ class CheckpointRecord(Contract, frozen=True, tag_field="record", tag="checkpoin
 
 
 class EarlyStopRecord(Contract, frozen=True, tag_field="record", tag="early_stop"):
-    """The run ends after `steps` steps: in `patience` evaluations of a set none exceeded `best` by more than min_delta.
+    """The run ends after `steps` steps, before all of them. A run that goes on has further steps after it.
 
-    metric: the figure that was compared. best_steps: those before the evaluation that gave `best`. A run that goes on
-    with a larger patience has further steps after it.
+    By eval.patience: in `patience` evaluations of a set none exceeded `best` by more than min_delta. metric: the figure
+    that was compared. best_steps: those before the evaluation that gave `best`.
+    solved_tickets: if not 0, the run has solved its task: in that many tickets in a row, the last ones, no group had a
+    gradient, and no completion had a reward below `best`, which reaches `success` (eval.success).
     """
 
     steps: int
-    set: str
-    metric: str
-    best: float
-    best_steps: int
-    patience: int
-    min_delta: float
+    set: str = ""
+    metric: str = ""
+    best: float = 0.0
+    best_steps: int = 0
+    patience: int = 0
+    min_delta: float = 0.0
+    solved_tickets: int = 0
+    success: float = 0.0
 
 
 class ArchivedRecord(Contract, frozen=True, tag_field="record", tag="archived"):

@@ -17,6 +17,7 @@ from penstock.contracts.vocabulary import MAIN_SET
 from penstock.errors import DataError
 from penstock.records import RunRecords, RunState
 from penstock.records.dead_letters import DeadLetterLine
+from penstock.records.early_stop import why_stopped_early
 from penstock.records.figures import first_and_last, heldout_accuracy, heldout_reward, others, set_of
 from penstock.records.files import DEAD_FILE, DROPPED_FILE, EVALUATIONS_FILE, STEP_FILES, read_document
 from penstock.records.lines import as_written
@@ -78,6 +79,7 @@ class RunView:
             "folder": self.folder,
             "state": state.name,
             "reason": state.reason,
+            "stopped_early": self._why_stopped_early(),
             "num_steps": len(self._table),
             "last_step": self._last_step,
             **self._first_and_last_evaluation(),
@@ -87,6 +89,11 @@ class RunView:
             "checkpoints": [{"steps": each.steps, "name": each.name} for each in self._ledger.checkpoints],
             "dataset_length": self._ledger.run.dataset_length if self._ledger.run else None,
         }
+
+    def _why_stopped_early(self) -> str:
+        """In words; "" if it did not, or was trained on."""
+        found = self._ledger.early_stop
+        return why_stopped_early(msgspec.structs.asdict(found)) if found and found.steps == len(self._table) else ""
 
     def curves(self, names: Sequence[str], most: int, first: int, last: int | None) -> Answer:
         """Columns of the steps first to last, each with at most `most` points."""

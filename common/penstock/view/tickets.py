@@ -18,6 +18,7 @@ from penstock.contracts.ledger import (
     ArchivedRecord,
     CheckpointRecord,
     DropRecord,
+    EarlyStopRecord,
     RunRecord,
     StepRecord,
     WeightsRecord,
@@ -61,6 +62,7 @@ class _Part:
         self.policies: dict[int, str] = {}
         self.unchanged: set[int] = set()
         self.checkpoints: list[CheckpointRecord] = []
+        self.early_stop: EarlyStopRecord | None = None
         self.trained = array("q")
         self.trained_in = array("i")
         self.dropped = array("q")
@@ -101,6 +103,8 @@ class _Part:
                 self._drop_lines.append(number)
             case CheckpointRecord():
                 self.checkpoints.append(record)
+            case EarlyStopRecord():
+                self.early_stop = record
 
     def end_of(self, ticket: int) -> dict[str, Any] | None:
         """How a ticket ended; None if no record here says so."""
@@ -161,6 +165,11 @@ class Ledger:
     @property
     def checkpoints(self) -> list[CheckpointRecord]:
         return [*self._archive.checkpoints, *self._journal.checkpoints]
+
+    @property
+    def early_stop(self) -> EarlyStopRecord | None:
+        """The last decision to end the run before all of its steps."""
+        return self._journal.early_stop or self._archive.early_stop
 
     @property
     def num_trained(self) -> int:

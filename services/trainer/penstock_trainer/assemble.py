@@ -137,8 +137,15 @@ class Assembly:
 
     @cached_property
     def early_stop(self) -> EarlyStop:
-        evaluations = self.status.progress.compared_evals
-        return EarlyStop(self.config.eval, evaluations, lambda: self.history.num_steps, self.history.end_early)
+        progress, history = self.status.progress, self.history
+        return EarlyStop(
+            self.config.eval,
+            self.book,
+            progress.compared_evals,
+            progress.reward_range,
+            lambda: history.num_steps,
+            history.end_early,
+        )
 
     @cached_property
     def app(self) -> FastAPI:
@@ -229,6 +236,7 @@ class Assembly:
             order=staleness.order,
             max_lag=staleness.max_lag,
             truncated=make_recipe(self.config).rules.truncated,
+            success=self.config.eval.success,
         )
 
     @cached_property

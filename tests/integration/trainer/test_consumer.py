@@ -171,10 +171,30 @@ async def test_equal_rewards_end_a_run_even_if_a_kl_term_has_a_gradient(
     setup = ConsumerSetup(trainer_queue, config, has_kl_term=has_kl_term)
     await setup.issue()
     for number in range(BATCH_SIZE):
-        await setup.answer(number, (1.0, 1.0))
+        await setup.answer(number, (0.5, 0.5))
     with pytest.raises(StallError, match="in each group all rewards were equal"):
         async with asyncio.timeout(ANSWER_SECONDS):
             await setup.consumer.consume_groups()
+
+
+@pytest.mark.parametrize("dynamic_sampling", [False, True])
+@pytest.mark.parametrize("values", [(1.0, 1.0), (1.0, 1.25)])
+async def test_right_answers_alone_end_no_run_as_a_failure(
+    trainer_queue: TrainerQueue,
+    config: Config,
+    dynamic_sampling: bool,
+    values: tuple[float, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Equal ones: the loop sees that the run is solved. Unequal ones have a gradient."""
+    monkeypatch.setattr(tickets, "BATCHES_WITHOUT_GRADIENT", 1)
+    setup = ConsumerSetup(trainer_queue, config, dynamic_sampling=dynamic_sampling)
+    await setup.issue()
+    async with setup.consuming():
+        for number in range(BATCH_SIZE):
+            await setup.answer(number, values)
+        await setup.until(lambda: setup.arrived == [0, 1] or not {0, 1} & setup.book.outstanding.keys())
+    assert setup.book.without_gradient.lowest == (1.0 if values == (1.0, 1.0) else None)
 
 
 MALFORMED: dict[str, Callable[[Stored], Stored]] = {

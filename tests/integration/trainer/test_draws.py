@@ -22,6 +22,7 @@ from penstock.contracts import ScoredGroup, Ticket, decode, pack_int32
 from penstock.contracts.ledger import DropRecord, LedgerState, Outcome, RunRecord, StepRecord, WeightsRecord
 from penstock.errors import DataError
 from penstock.records import RunRecords
+from penstock.records.draws import compared_draws, drawn
 from penstock.seeds import sampling_seed
 from penstock_trainer.data.prompts import EncodedPrompt
 from penstock_trainer.data.run_prompts import Prompts
@@ -189,6 +190,15 @@ async def test_a_killed_run_draws_and_trains_what_the_undisturbed_one_does(
     assert {name: each["prompts"] for name, each in figures["sets"].items()} == by_set
     dropped = sum(sum(each["dropped"].values()) for each in figures["sets"].values())
     assert dropped == len(killed.drops)
+    ledgers = [drawn(RunRecords(tmp_path / name / config.run.name).ledger()) for name in ("calm", "killed")]
+    assert ledgers[0] is not None
+    assert ledgers[1] is not None
+    num_ended = len(ledgers[0].outcomes.keys() & ledgers[1].outcomes.keys())
+    assert num_ended >= NUM_STEPS * BATCH_SIZE
+    assert (
+        compared_draws(ledgers[0], ledgers[1])
+        == f"all {num_ended} tickets that have ended in both draw the same prompt"
+    )
     prove_draws(config)
 
 

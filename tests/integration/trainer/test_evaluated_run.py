@@ -9,11 +9,13 @@ import pytest
 import xxhash
 from safetensors.torch import load_file
 
+from penstock import tickets
 from penstock.broker import Queue, Stage
 from penstock.broker.lease import acquire_lease
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity, ScoredGroup, Ticket
 from penstock.contracts.ledger import EarlyStopRecord
+from penstock.errors import StallError
 from penstock.records import RunRecords
 from penstock.weights.manifest import identity_digest
 from penstock_trainer.offline.export import export_checkpoint
@@ -71,8 +73,9 @@ async def make_life(queue: Queue, queue_config: Config, tmp_path: Path) -> Async
     lost: list[Exception] = []
     lease.start_renewing(lost.append)
 
-    def make(keep_best: bool = False, **evaluation: Any) -> EvaluatedLife:
+    def make(keep_best: bool = False, dynamic_sampling: bool = False, **evaluation: Any) -> EvaluatedLife:
         document = given | {"checkpoint": given["checkpoint"] | {"keep_best": keep_best}}
+        document["loss"] = given["loss"] | {"dynamic_sampling": dynamic_sampling}
         document["eval"] = given["eval"] | {"every_steps": 1, **evaluation}
         return EvaluatedLife(Config.model_validate(document), queue, lease)
 
@@ -209,3 +212,49 @@ async def test_a_run_ends_early_with_its_final_model_and_is_not_trained_on(make_
         await ended(training)
     assert [each for each in await life.read_ledger() if each.startswith("step")] == ["step 0", "step 1"]
     assert RunRecords(life.folder).figures()["stopped_early"] is None
+
+
+@pytest.mark.parametrize("dynamic_sampling", [False, True])
+async def test_a_run_that_has_solved_its_task_is_finished_and_not_trained_on(
+    make_life: MakeLife, dynamic_sampling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tickets, "BATCHES_WITHOUT_GRADIENT", 2)
+    life = make_life(dynamic_sampling=dynamic_sampling, every_steps=100)
+    async with life.training() as training:
+        await life.answer(0, await life.has_announced(1))
+        await life.evaluated(0, 0.5)
+        policy = await life.has_announced(2)
+        for step in (1, 2):
+            await life.answer(step, policy, (1.0, 1.0))
+        await life.evaluated(1, 1.0)
+        await ended(training)
+    steps = life.history.num_steps
+    assert steps == 1 if dynamic_sampling else steps in (1, 2, 3)
+    record = EarlyStopRecord(steps, metric="reward", best=1.0, best_steps=steps, solved_tickets=4, success=1.0)
+    assert (await life.trainer_queue.ledger()).early_stop == record
+    assert (life.folder / "final" / "model.safetensors").is_file()
+    assert life.checkpoints.names() == [f"0000000{steps}.{life.lease.number}"]
+    figures = RunRecords(life.folder).figures()
+    assert (figures["steps"], figures["stopped_early"]["solved_tickets"]) == (steps, 4)
+    assert (figures["heldout_steps_end"], figures["heldout_accuracy_end"]) == (steps, 1.0)
+    ledger = await life.read_ledger()
+    later = make_life(dynamic_sampling=dynamic_sampling, every_steps=100)
+    async with later.training() as training:
+        await ended(training)
+    assert later.tickets == [], "it has its last evaluation"
+    assert await life.read_ledger() == ledger
+
+
+async def test_a_reward_that_is_always_the_same_is_a_failure_however_high_it_is(
+    make_life: MakeLife, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tickets, "BATCHES_WITHOUT_GRADIENT", 2)
+    life = make_life()
+    async with life.training() as training:
+        policy = await life.has_announced(1)
+        for step in (0, 1):
+            await life.answer(step, policy, (1.0, 1.0))
+        with pytest.raises(ExceptionGroup) as raised:
+            await ended(training)
+    assert raised.group_contains(StallError, match="all rewards were equal")
+    assert (await life.trainer_queue.ledger()).early_stop is None

@@ -23,6 +23,11 @@ from tests.unit.common.records.test_figures import step
 
 FAILED = {"code": 4, "reason": "the trainer ended", "lines": ["engine died"]}
 
+SOLVED = {
+    **{"steps": 38, "set": "", "metric": "reward", "best": 1.0, "best_steps": 38, "patience": 0, "min_delta": 0.0},
+    **{"solved_tickets": 80, "success": 0.5},
+}
+
 
 @pytest.fixture
 def summary() -> dict[str, Any]:
@@ -387,14 +392,25 @@ def test_a_run_that_stopped_early_says_why_and_misses_no_batch(summary: dict[str
     early = {"steps": 34, "set": "main", "metric": "accuracy", "best": 0.8125, "best_steps": 20, "patience": 2}
     report = report_of(summary, steps=34, steps_planned=40, stopped_early={**early, "min_delta": 0.0})
     assert (
-        "  stopped     early: in 2 evaluations the accuracy did not exceed 0.81 (after 20 steps): eval.patience\n"
+        "  stopped     early: in 2 evaluations the accuracy did not exceed 0.8125 (after 20 steps): eval.patience\n"
         in report
     )
     assert "fewer steps" not in report
     more = {**early, "set": "hard", "metric": "reward", "min_delta": 0.05}
-    assert "the reward of hard did not exceed 0.81 (after 20 steps) by more than 0.05" in report_of(
+    assert "the reward of hard did not exceed 0.8125 (after 20 steps) by more than 0.05" in report_of(
         summary, steps=34, steps_planned=40, stopped_early=more
     )
+
+
+def test_a_run_that_has_solved_its_task_says_so(summary: dict[str, Any]) -> None:
+    report = report_of(summary, steps=38, steps_planned=40, stopped_early=SOLVED)
+    assert "Finished: 38 of 40 steps in" in report
+    assert (
+        "  stopped     solved: in the last 80 tickets no reward was below 1, the highest of the run, which reaches "
+        "eval.success (0.5); no group had a gradient\n" in report
+    )
+    assert "fewer steps" not in report
+    assert "Finished: 1 of 40 steps in" in report_of(summary, steps=1, steps_planned=40, stopped_early=SOLVED)
 
 
 def test_further_held_out_sets_have_lines_of_their_own(summary: dict[str, Any]) -> None:
@@ -420,4 +436,7 @@ def test_a_run_that_stopped_early_is_trained_longer_with_more_patience(tmp_path:
     summary = {"exit": {"code": 0}, "final_steps": 2, "stopped_early": {"steps": 2}}
     found = dict(next_commands(config_of(), tmp_path, summary, TYPED))
     assert " --eval.patience 0" in found["train longer"]
-    assert "train longer" not in dict(next_commands(config_of(), tmp_path, {**summary, "stopped_early": None}, TYPED))
+    for early in (None, SOLVED):
+        assert "train longer" not in dict(
+            next_commands(config_of(), tmp_path, {**summary, "stopped_early": early}, TYPED)
+        )

@@ -38,10 +38,11 @@ def test_the_split_holds_every_pair_once_and_right() -> None:
 def test_every_example_has_a_valid_configuration(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = load_config(["--config", str(path)])
-    for section in filter(None, (config.data.train, config.data.eval)):
-        if section.kind == "jsonl":
-            rows = load_rows(section)
-            assert section is config.data.eval or len(rows) >= config.data.batch_size
+    train = [each.section for each in config.data.training_sets]
+    sizes = [len(load_rows(section)) for section in train if section.kind == "jsonl"]
+    assert len(sizes) < len(train) or sum(sizes) >= config.data.batch_size
+    if config.data.eval is not None and config.data.eval.kind == "jsonl":
+        load_rows(config.data.eval)
 
 
 def test_the_reward_of_ones_own() -> None:

@@ -63,6 +63,7 @@ NOT_RUN = {
     "python3 -m venv": "makes an environment: tests/unit/repository/test_installed_wheel.py",
     "python agent.py": "needs an engine: tests/e2e/test_agents.py",
     "python chat.py": "the program itself runs: tests/unit/repository/test_tutorial.py",
+    "python -m examples.curriculum.kill": "needs a run: tests/unit/repository/test_curriculum_example.py",
     "python -m benchmarks.": "measures for minutes: tests/unit/benchmarks",
     "ray": "needs Ray: tests/deploy",
 }

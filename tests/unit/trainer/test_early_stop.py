@@ -14,8 +14,11 @@ from penstock.contracts.ledger import (
     encode_record,
     replay,
 )
-from penstock_trainer.early_stop import EarlyStop
+from penstock.contracts.vocabulary import DropReason
+from penstock.errors import StallError
+from penstock_trainer.early_stop import EarlyStop, described
 from tests.unit.common.records.test_best import line
+from tests.unit.common.tickets.ticket_books import make_book
 
 
 class Ledger:
@@ -25,16 +28,28 @@ class Ledger:
         self.lines: list[dict[str, Any]] = []
         self.steps = 0
         self.records: list[EarlyStopRecord] = []
+        self.rewards: tuple[float, float] | None = None
+        self.book = make_book(batch_size=1, max_staleness=9, num_draws=100)
 
     async def append(self, record: EarlyStopRecord) -> None:
         self.records.append(record)
 
     def life(self, before: EarlyStopRecord | None = None, **section: Any) -> EarlyStop:
         made = EarlyStop(
-            EvalSection.model_validate({"patience": 2, **section}), lambda: self.lines, lambda: self.steps, self.append
+            EvalSection.model_validate({"patience": 2, **section}),
+            self.book,
+            lambda: self.lines,
+            lambda: self.rewards,
+            lambda: self.steps,
+            self.append,
         )
         made.restore(before)
         return made
+
+    def end_without_gradient(self, right: float) -> None:
+        """Ten tickets, all of whose completions have this reward."""
+        for number in self.book.issue()[:10]:
+            self.book.drop(number, DropReason.DEGENERATE, right=right)
 
 
 async def test_a_run_ends_after_as_many_evaluations_without_a_better_one() -> None:
@@ -77,6 +92,55 @@ async def test_a_life_that_ended_before_it_recorded_its_decision_makes_it_again(
     run.steps, run.lines = 25, [line(8, 0.75), line(16, 0.5), line(24, 0.5)]
     assert await run.life(None).decided()
     assert [record.steps for record in run.records] == [25]
+
+
+async def test_a_run_ends_once_all_completions_are_right() -> None:
+    run = Ledger()
+    run.steps, run.rewards = 38, (0.0, 1.0)
+    life = run.life(success=0.75)
+    assert not await life.decided()
+    run.end_without_gradient(1.0)
+    assert await life.decided()
+    assert await life.decided()
+    record = EarlyStopRecord(38, metric="reward", best=1.0, best_steps=38, solved_tickets=10, success=0.75)
+    assert run.records == [record]
+    assert run.book.issue() == []
+    assert described(record) == (
+        "ended after 38 steps, solved: in the last 10 tickets no reward was below 1, the highest of the run, which "
+        "reaches eval.success (0.75); no group had a gradient"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rewards", "why"),
+    [
+        (None, "no step: nothing is known of the reward"),
+        ((1.0, 1.0), "a reward that is always the same may not look at the completion"),
+        ((0.0, 2.0), "there are higher ones"),
+    ],
+)
+async def test_a_reward_that_may_be_a_constant_or_not_the_highest_is_a_stall(
+    rewards: tuple[float, float] | None, why: str
+) -> None:
+    run = Ledger()
+    run.steps, run.rewards = 38, rewards
+    life = run.life()
+    run.end_without_gradient(1.0)
+    with pytest.raises(StallError, match=r"all rewards were equal \(10 of them were right: eval.success\); expected"):
+        await life.decided()
+    assert run.records == [], why
+
+
+@pytest.mark.parametrize(
+    ("success", "steps", "ends"), [(1.0, 38, True), (0.5, 38, True), (1.5, 38, False), (1.0, 39, False)]
+)
+async def test_a_later_life_of_a_solved_run_trains_nothing(success: float, steps: int, ends: bool) -> None:
+    """Unless more is asked of its completions; and whatever its patience is."""
+    run = Ledger()
+    run.steps = steps
+    before = EarlyStopRecord(38, metric="reward", best=1.0, best_steps=38, solved_tickets=80, success=1.0)
+    assert await run.life(before, success=success, patience=0).decided() == ends
+    assert (run.book.issue() == []) == ends
 
 
 def test_the_ledger_has_the_last_decision() -> None:

@@ -69,7 +69,7 @@ export async function show(state) {
   const title = runs.length === 1 ? runs[0].key : `${runs.length} runs`;
   return [
     el("h1", {}, title),
-    ...runs.map((run) => summary(run, runs.length > 1)),
+    ...runs.flatMap((run) => [summary(run, runs.length > 1), stopped(run)]),
     el("div", { class: "charts" }, rewards(runs), ...waits(runs), ...small(runs)),
     el(
       "p",
@@ -107,6 +107,10 @@ function summary({ key, about, curves }, named) {
     ].filter(Boolean),
   );
 }
+
+/** Why a run ended before all of its steps, without a failure. */
+const stopped = ({ about }) =>
+  about.stopped_early ? el("p", { class: "note" }, `Stopped ${about.stopped_early}.`) : null;
 
 const fromTo = (before, after, figure) =>
   before.steps === after.steps ? figure(after) : `${figure(before)} \u2192 ${figure(after)}`;

@@ -16,6 +16,7 @@ from penstock.contracts.ledger import StepRecord, WeightsRecord
 from penstock.errors import ConfigError
 from penstock.readable import cut
 from penstock.records import RunRecords, find_run, list_runs
+from penstock.records.draws import compared_draws, drawn
 from penstock.records.figures import REWARD_WINDOW_STEPS, of_set
 from penstock.records.files import STEP_FILES, read_document
 from penstock.records.step_numbers import number_of
@@ -44,10 +45,19 @@ def compare_runs(names: Sequence[str], root: str) -> list[str]:
     for name in _sets(figures):
         if len({each["heldout_sets"][name]["digest"] for each in figures if name in each["heldout_sets"]}) > 1:
             found.append(f"  prompts of the held-out set {name} differ: its figures cannot be compared")
+    if draws := list(_draws(runs, shown)):
+        found += ["", f"draws, compared with {shown[0]}", *(f"  {line}" for line in columns(draws))]
     if rewards := _rewards_after_steps(runs, [each["steps"] for each in figures]):
         title = f"training reward, mean of the {REWARD_WINDOW_STEPS} steps up to each step"
         found += ["", title, *_indented([["step", *shown], *rewards])]
     return found
+
+
+def _draws(runs: Sequence[RunRecords], shown: Sequence[str]) -> Iterator[list[str]]:
+    first, *others = (drawn(run.ledger()) for run in runs)
+    for name, other in zip(shown[1:], others, strict=True):
+        if first is not None and other is not None:
+            yield [name, compared_draws(first, other)]
 
 
 def _indented(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -29,10 +29,10 @@ def next_commands(
     config: Config, folder: Path, summary: Mapping[str, Any], typed: Typed | None
 ) -> list[tuple[str, str]]:
     """Purpose and words of each. typed: what launched the run; None if that is not known."""
-    code, extent, early = summary["exit"]["code"], _extent(folder), bool(summary.get("stopped_early"))
+    code, extent, early = summary["exit"]["code"], _extent(folder), summary.get("stopped_early") or {}
     return [
         *_look(folder, typed.program if typed else PROGRAM, failed=0 < code < FIRST_CODE_OF_A_SIGNAL),
-        *(_longer(config, extent, typed, stopped_early=early) if code == 0 else _again(config, extent, typed)),
+        *(_longer(config, extent, typed, early) if code == 0 else _again(config, extent, typed)),
         *_model(folder, summary, typed),
     ]
 
@@ -62,16 +62,17 @@ def _extent(folder: Path) -> Extent | None:
 
 
 def _longer(
-    config: Config, extent: Extent | None, typed: Typed | None, *, stopped_early: bool
+    config: Config, extent: Extent | None, typed: Typed | None, early: Mapping[str, Any]
 ) -> Iterator[tuple[str, str]]:
     """The same run with twice what its ledger says is done: an earlier launch may have trained for longer than this.
 
-    One that stopped early has steps left, and needs only the patience for them.
+    One that stopped early has steps left, and needs only the patience for them; one that has solved its task trains
+    nothing more.
     """
-    if typed is None or extent is None:
+    if typed is None or extent is None or early.get("solved_tickets"):
         return
     longer = extent.longer(config.total_train_epochs, config.run.max_steps)
-    if stopped_early:
+    if early:
         longer["eval.patience"] = 0
     if longer:
         more = [word for key, value in longer.items() for word in (f"--{key}", str(value))]

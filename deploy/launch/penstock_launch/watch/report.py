@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.contracts.vocabulary import MAIN_SET
 from penstock.readable import cut, differing, harmless
+from penstock.records.early_stop import why_stopped_early
 from penstock.records.figures import of_set
 from penstock.records.files import SUMMARY_FILE
 from penstock_launch.watch.figures import dropped_words, duration, heldout_figure, number
@@ -73,7 +73,7 @@ def _steps(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if summary.get("exit", {}).get("code") != 0 or planned is None:
         return
     if (early := summary.get("stopped_early")) is not None:
-        yield "stopped", f"early: {_why_early(early)}"
+        yield "stopped", why_stopped_early(early)
     elif summary.get("steps_of_launch") == 0:
         yield "this launch", f"trained nothing: its configuration asks for {planned} steps, and {steps} are done"
     elif steps < planned:
@@ -81,15 +81,6 @@ def _steps(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         batches = "1 batch's" if fewer == 1 else f"{fewer} batches'"
         why = dropped_words((summary.get("tickets") or {}).get("dropped", {}))
         yield "fewer steps", f"{batches} worth of tickets ended without training: {why or 'see the logs'}"
-
-
-def _why_early(early: Mapping[str, Any]) -> str:
-    more = f" by more than {early['min_delta']:g}" if early["min_delta"] else ""
-    of = "" if early["set"] == MAIN_SET else f" of {early['set']}"
-    return (
-        f"in {early['patience']} evaluations the {early['metric']}{of} did not exceed {number(early['best'])} (after "
-        f"{early['best_steps']} steps){more}: eval.patience"
-    )
 
 
 def _finished(summary: Mapping[str, Any]) -> str:
@@ -107,7 +98,7 @@ def _trained(summary: Mapping[str, Any]) -> str:
     earlier = f" ({launched} of them in this launch)" if launched is not None and launched != steps else ""
     planned = summary.get("steps_planned")
     of = f" of {planned}" if planned is not None and isinstance(steps, int) and steps < planned else ""
-    shown = f"{steps}{of} step{'' if steps == 1 else 's'}"
+    shown = f"{steps}{of} step{'' if (planned if of else steps) == 1 else 's'}"
     return f"{shown} in {duration(summary.get('seconds_training'))} of training{earlier}"
 
 

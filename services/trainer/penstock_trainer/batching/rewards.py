@@ -4,6 +4,7 @@ Pure. A function's figures are over the trajectories to which it gave a value: a
 takes nothing from the figures of the others. `penstock.contracts.outcomes` has which trajectories count.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
@@ -57,6 +58,12 @@ def most_frequent(reasons: Iterable[str]) -> dict[str, int]:
     shown = dict(counted.most_common(MOST_REASONS))
     others = counted.total() - sum(shown.values())
     return {**shown, OTHER_REASONS: others} if others else shown
+
+
+def lowest_right(group: ScoredGroup, success: float) -> float | None:
+    """The lowest reward of a group whose completions are all right: those with a reward reach `success`. Else None."""
+    lowest = min((reward for reward in rewards_of(group) if reward is not None), default=-math.inf)
+    return lowest if lowest >= success else None
 
 
 def failed_share(group: ScoredGroup) -> float:

@@ -23,7 +23,7 @@ from penstock.contracts.ledger import DropRecord, LedgerState
 from penstock.contracts.stored_groups import Part, ScoredHeader, scored_group
 from penstock.errors import StallError
 from penstock.tickets import TicketBook
-from penstock_trainer.batching.rewards import failed_share, failures_of, first_failure, most_frequent
+from penstock_trainer.batching.rewards import failed_share, failures_of, first_failure, lowest_right, most_frequent
 from penstock_trainer.rollouts.evaluation import Evaluation
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.rollouts.issuing import Issuer
@@ -229,8 +229,9 @@ class Consumer:
                 self._held[number] = Arrival(delivery, scored, has_gradient)
                 self._last_failure = first_failure(scored) or self._last_failure
                 moves, failed = self._moves(scored, has_gradient=has_gradient), failed_share(scored)
+                right = lowest_right(scored, self._rules.success)
                 with self._naming_the_last_failure(failed > 0):
-                    self._book.arrive(number, has_gradient=moves, failed_share=failed)
+                    self._book.arrive(number, has_gradient=moves, failed_share=failed, right=right)
             case Reissue():
                 await self._issue_again(verdict, delivery, scored)
             case Drop():
@@ -275,8 +276,9 @@ class Consumer:
             self._worker.forget(delivery)
         self._metrics.tickets.labels(state="dropped", reason=reason).inc()
         self._report_drop(reason, group)
+        right = None if group is None else lowest_right(group, self._rules.success)
         with self._naming_the_last_failure(reason == DropReason.REWARD_FAILED or failed_share > 0):
-            self._book.drop(number, reason, failed_share)
+            self._book.drop(number, reason, failed_share, right)
         await self._issuer.refill()
 
     @contextmanager

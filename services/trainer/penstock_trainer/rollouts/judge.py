@@ -91,7 +91,7 @@ class Rules:
     changes the policy. sampling: that of the configuration, with whose temperature the trainer computes
     log-probabilities. max_staleness: the largest staleness of a group, in versions. order: of batches. max_lag: in
     order `ready`, the largest staleness of a token that is not masked; None: stale groups are dropped. truncated: what
-    becomes of truncated completions.
+    becomes of truncated completions. success: a completion with at least this reward is right.
 
     Rules(gradient_test(config), advantage_test(config), Sampling(1.0, 256, (2,)), True, max_staleness=1)
     """
@@ -104,6 +104,7 @@ class Rules:
     order: Literal["ticket", "ready"] = "ticket"
     max_lag: int | None = None
     truncated: Truncated = AS_ANY_OTHER
+    success: float = 1.0
 
 
 def judge(

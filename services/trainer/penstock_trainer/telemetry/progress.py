@@ -198,6 +198,13 @@ class Progress:
         """All of them, from the file."""
         return (decoded(line, StepLine) for line in complete_lines(self._steps_path))
 
+    def reward_range(self) -> tuple[float, float] | None:
+        """The lowest and the highest reward of all steps, from the file; None if none has a reward."""
+        found = [line.histograms["reward"] for line in self.step_lines() if "reward" in line.histograms]
+        if not found:
+            return None
+        return min(each.lowest for each in found), max(each.highest for each in found)
+
     def steps_after(self, step: int) -> Iterator[dict[str, Any]]:
         """The lines of later steps as they are written, from the file."""
         lines = (line for line in complete_lines(self._steps_path) if decoded(line, _StepBrief).step > step)

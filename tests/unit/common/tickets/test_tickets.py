@@ -108,6 +108,48 @@ def test_no_gradient_for_ten_batches_stops_the_run() -> None:
         book.arrive(number, has_gradient=False)
 
 
+def arrive_alone(book: TicketBook, right: float | None, *, has_gradient: bool = False) -> None:
+    [number] = book.issue()
+    book.arrive(number, has_gradient=has_gradient, right=right)
+    book.announce(book.commit([number]) + 1)
+
+
+def test_right_answers_for_ten_batches_are_no_stall_until_a_gradient_comes() -> None:
+    book = make_book(batch_size=1, max_staleness=0, num_draws=40)
+    arrive_alone(book, None)
+    arrive_alone(book, None, has_gradient=True)
+    for right in (1.0, None, 1.0, 1.5, *[1.25] * 7):
+        arrive_alone(book, right)
+    assert book.without_gradient.lowest is None, "nine tickets since one that was not right"
+    [number] = book.issue()
+    book.drop(number, DropReason.DEGENERATE, right=1.25)
+    assert book.without_gradient.lowest == 1.0
+    arrive_alone(book, None)  # comes before anybody has looked: the run is solved all the same
+    assert book.without_gradient.lowest == 1.0
+    arrive_alone(book, None, has_gradient=True)
+    assert book.without_gradient.lowest is None
+
+
+def test_right_tickets_between_others_delay_a_stall_and_are_named_in_it() -> None:
+    book = make_book(batch_size=1, max_staleness=0)
+    for right in (*[1.0] * 9, *[None] * 9):
+        arrive_alone(book, right)
+    with pytest.raises(StallError, match=r"19 tickets in a row .* equal \(9 of them were right: eval.success\)"):
+        arrive_alone(book, None)
+
+
+def test_a_book_that_has_ended_issues_nothing_and_is_no_stall() -> None:
+    book = make_book(batch_size=4, max_staleness=9)
+    numbers = book.issue()
+    book.end()
+    book.drop(numbers[0], DropReason.POISON)
+    assert book.issue() == []
+    for number in numbers[1:20]:
+        book.drop(number, DropReason.REWARD_FAILED)
+    for number in numbers[20:]:
+        book.drop(number, DropReason.DEGENERATE)
+
+
 def test_most_rewards_failing_stops_the_run() -> None:
     book = make_book(batch_size=1, max_staleness=0)
     for _ in range(2):

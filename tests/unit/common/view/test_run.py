@@ -9,7 +9,15 @@ import msgspec
 import pytest
 
 from benchmarks.synthetic_run import completion, group, identity, write_long_run
-from penstock.contracts.ledger import ArchivedRecord, DropRecord, RunRecord, StepRecord, decode_record, encode_record
+from penstock.contracts.ledger import (
+    ArchivedRecord,
+    DropRecord,
+    EarlyStopRecord,
+    RunRecord,
+    StepRecord,
+    decode_record,
+    encode_record,
+)
 from penstock.contracts.vocabulary import DropReason
 from penstock.errors import ConfigError, DataError
 from penstock.records import RunRecords
@@ -184,6 +192,16 @@ def test_records_that_moved_to_the_archive_are_still_there(made: Made) -> None:
     fresh = RunView("run", RunRecords(made.run.folder))
     assert fresh.overview()["trained"] == before[0]["trained"]
     assert fresh.ticket(0) == before[3]
+
+
+def test_why_a_run_stopped_early_is_shown_until_it_is_trained_on(made: Made) -> None:
+    assert made.view.overview()["stopped_early"] == ""
+    record = EarlyStopRecord(2, metric="reward", best=1.0, best_steps=2, solved_tickets=80, success=0.5)
+    with (made.run.folder / "steps" / "ledger.jsonl").open("ab") as file:
+        file.write(encode_record(record) + b"\n")
+    assert made.view.overview()["stopped_early"].startswith("solved: in the last 80 tickets no reward was below 1,")
+    made.run.add_step([group(7, "p", [1], [completion([1], 2)] * 2, [0.0, 1.0])])
+    assert made.view.overview()["stopped_early"] == ""
 
 
 def test_what_is_appended_is_seen_and_a_step_trained_again_replaces_its_line(made: Made) -> None:

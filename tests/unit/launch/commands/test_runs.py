@@ -7,7 +7,7 @@ import pytest
 
 from penstock.config import Config
 from penstock.contracts import PolicyIdentity
-from penstock.contracts.ledger import StepRecord, WeightsRecord
+from penstock.contracts.ledger import RunRecord, StepRecord, WeightsRecord, encode_record
 from penstock.errors import ConfigError
 from penstock_launch.__main__ import run
 from penstock_launch.commands.compare import compare_runs
@@ -151,6 +151,18 @@ def test_runs_without_a_step_and_of_one_name_are_compared(tmp_path: Path) -> Non
     assert str(tmp_path / "x" / "r") in found[found.index("figures") + 1]
     assert found[1] == "  none"
     assert "steps up to each step" not in found
+
+
+def test_draws_are_compared_with_those_of_the_first_run(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        folder = make_run(tmp_path / name, [0.5])
+        (folder / "steps").mkdir()
+        (folder / "steps" / "ledger.jsonl").write_bytes(encode_record(RunRecord("d", 4, 2, 2, seed)) + b"\n")
+    make_run(tmp_path / "without", [0.5])
+    found = compare_runs(["a", "b", "c", "without"], str(tmp_path))
+    place = found.index("draws, compared with a")
+    assert [cells(line)[:1] for line in found[place + 1 : place + 4]] == [["b"], ["c"], []]
+    assert cells(found[place + 2]) == ["c", "not comparable: run.seed differ"]
 
 
 def test_what_cannot_be_compared_is_named_with_what_is_there(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from penstock.records.run import RunRecords
 from penstock_trainer.rollouts.generation_time import GenerationTime
 from penstock_trainer.telemetry.metrics import TrainerMetrics
 from penstock_trainer.telemetry.progress import KEPT_STEPS, NOTED_EVERY, RECENT_STEPS, Progress
-from penstock_trainer.telemetry.records import EvalResult, StepLine
+from penstock_trainer.telemetry.records import EvalResult, Histogram, StepLine
 from penstock_trainer.telemetry.status import Status
 from penstock_trainer.telemetry.summary import make_summary, summary_bytes
 from tests.small_disk import full_disk
@@ -73,6 +73,15 @@ def test_lines_survive_a_restart_and_a_step_is_written_once(tmp_path: Path) -> N
     assert len((tmp_path / "run" / "steps.jsonl").read_text().splitlines()) == 2
     assert (first.last_eval.accuracy, second.last_eval.accuracy) == (0.25, 0.25)
     assert Progress(tmp_path / "other").last_eval.accuracy is None
+
+
+def test_the_range_of_rewards_is_that_of_all_steps(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "run")
+    progress.add_step(LINE)
+    assert progress.reward_range() is None
+    for step, rewards in enumerate(([0.25, 0.5], [1.0], *[[0.5]] * KEPT_STEPS), start=1):
+        progress.add_step(replace(LINE, step=step, histograms={"reward": Histogram.of(rewards)}))
+    assert Progress(tmp_path / "run").reward_range() == (0.25, 1.0)
 
 
 def test_lines_that_the_ledger_lacks_are_forgotten(tmp_path: Path) -> None:
