@@ -1,16 +1,18 @@
 """The order in which prompts are drawn: shares, passes, and the same answer however it is asked."""
 
 from collections import Counter
+from fractions import Fraction
 from itertools import accumulate
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from penstock.errors import ConfigError
 from penstock.seeds import permutation
 from penstock_trainer.data.draw_order import DrawnSet, DrawOrder, draws_of_an_epoch, evenly_mixed, sets_of
+from penstock_trainer.data.large_permutation import CHUNK, large_permutation
 
 
 def drawn(order: DrawOrder, epochs: range) -> list[tuple[int, int]]:
@@ -104,6 +106,20 @@ def test_an_even_mixture_is_never_far_from_the_shares(counts: list[int]) -> None
         assert [places[number] for number in its] == list(range(ends[chosen] - count, ends[chosen]))
         for k, number in enumerate(its):  # of each other set at most one draw more or less than its share came before
             assert abs(number - total * (2 * k + 1) / (2 * count)) <= len(counts)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=4))
+def test_an_even_mixture_is_ordered_by_its_points(counts: list[int]) -> None:
+    """As earlier releases computed it: (2 k + 1) / (2 c), then the earlier set."""
+    points = [Fraction(2 * k + 1, 2 * count) for count in counts for k in range(count)]
+    assert list(evenly_mixed(counts)) == sorted(range(len(points)), key=points.__getitem__)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 1000), st.integers(0, 300))
+@example(seed=2**64 - 1, epoch=5, length=CHUNK + 2)
+@example(seed=7, epoch=0, length=2 * CHUNK + 1)
+def test_the_order_of_many_prompts_is_that_of_few(seed: int, epoch: int, length: int) -> None:
+    assert list(large_permutation(seed, epoch, length)) == permutation(seed, epoch, length)
 
 
 def test_a_weight_that_gives_no_draw_is_refused() -> None:
