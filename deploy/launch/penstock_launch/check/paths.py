@@ -126,7 +126,7 @@ def rows_line(
             is_limited = 0 < section.size < config.data.batch_size
             more = f"raise {key}.size" if is_limited else f"add rows to {section.path}"
             advice = f"Set data.batch_size to at most {len(rows)}, or {more}."
-            require_batch(rows, config.data.batch_size, source_of(config.data))
+            require_batch(len(rows), config.data.batch_size, source_of(config.data))
     except PenstockError as error:
         return problem(key, str(error), advice)
     return ok(key, f"{section.path}: the first {len(rows)} rows can be read")

@@ -163,11 +163,8 @@ def draws_of_an_epoch(sets: Sequence[DrawnSet]) -> list[int]:
     return counts
 
 
-def sets_of(names: Sequence[str], weights: Mapping[str, float | None]) -> list[DrawnSet]:
-    """The sets of prompts by the name of each prompt's set; prompts of one set follow each other."""
-    sizes = dict.fromkeys(names, 0)
-    for name in names:
-        sizes[name] += 1
+def sets_of(sizes: Mapping[str, int], weights: Mapping[str, float | None]) -> list[DrawnSet]:
+    """The sets of prompts by their names and sizes, in their order."""
     return [DrawnSet(name, size, weights.get(name)) for name, size in sizes.items()]
 
 

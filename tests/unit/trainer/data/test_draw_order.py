@@ -13,6 +13,8 @@ from penstock.errors import ConfigError
 from penstock.seeds import permutation
 from penstock_trainer.data.draw_order import DrawnSet, DrawOrder, draws_of_an_epoch, evenly_mixed, sets_of
 from penstock_trainer.data.large_permutation import CHUNK, large_permutation
+from penstock_trainer.data.prompt_table import set_sizes
+from penstock_trainer.data.prompts import EncodedPrompt
 
 
 def drawn(order: DrawOrder, epochs: range) -> list[tuple[int, int]]:
@@ -128,7 +130,8 @@ def test_a_weight_that_gives_no_draw_is_refused() -> None:
 
 
 def test_sets_are_read_from_their_prompts() -> None:
-    sets = sets_of(["a", "a", "b"], {"a": 1.0, "b": 2.5})
+    prompts = [EncodedPrompt("p", (1,), "", "", {}, dataset=name) for name in ("a", "a", "b")]
+    sets = sets_of(set_sizes(prompts), {"a": 1.0, "b": 2.5})
     assert sets == [DrawnSet("a", 2, 1.0), DrawnSet("b", 1, 2.5)]
     assert DrawOrder(0, sets).described == "sets: a 2 prompts of weight 1.0, b 1 prompts of weight 2.5"
 
