@@ -101,7 +101,7 @@ def rows_line(
     if missing(["trainer"]):
         return not_looked_at(key, "the extra `trainer`, which reads data, is not installed here")
     from penstock_trainer.data.datasets import load_rows, source_of
-    from penstock_trainer.data.held_out import rows_of
+    from penstock_trainer.data.held_out import with_rewards_of
     from penstock_trainer.data.prompts import require_batch
     from penstock_trainer.data.rows import require_rewards
 
@@ -118,7 +118,7 @@ def rows_line(
         rows = load_rows(few, key, of_episodes=config.agent.enabled)
         advice = f"Correct the rewards that {section.path} names, or reward.functions."
         if held_out is not None:
-            rows_of(held_out, config, few.size)
+            with_rewards_of(held_out, config, rows)
         else:
             named = [replace(row, reward=row.reward or reward) for row in rows]
             require_rewards(named, config.all_rewards.functions)
