@@ -21,8 +21,8 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _start(*numbers: int) -> int:
-    """A start value from several numbers; their order matters."""
+def start_of(*numbers: int) -> int:
+    """Where SplitMix64 starts for several numbers; their order matters. 64 bits."""
     state = 0
     for number in numbers:
         state = _mix((state ^ number) + GAMMA)
@@ -43,7 +43,7 @@ def permutation(seed: int, epoch: int, length: int) -> list[int]:
     Position i swaps with output mod (i + 1). The bias of the remainder is below length / 2**64.
     """
     order = list(range(length))
-    outputs = _outputs(_start(seed, epoch))
+    outputs = _outputs(start_of(seed, epoch))
     for i in range(length - 1, 0, -1):
         j = next(outputs) % (i + 1)
         order[i], order[j] = order[j], order[i]
@@ -52,12 +52,12 @@ def permutation(seed: int, epoch: int, length: int) -> list[int]:
 
 def set_seed(seed: int, number: int) -> int:
     """The seed of the orders in which one of several sets visits its prompts: 64 bits."""
-    return _start(seed, number, SET_ORDERS)
+    return start_of(seed, number, SET_ORDERS)
 
 
 def draw_numbers(seed: int, ticket: int) -> Iterator[int]:
     """Random numbers of 64 bits, without end, that choose the prompt of a ticket."""
-    return _outputs(_start(seed, ticket, PROMPT_CHOICES))
+    return _outputs(start_of(seed, ticket, PROMPT_CHOICES))
 
 
 def sampling_seed(seed: int, ticket: int, index: int) -> int:
@@ -66,7 +66,7 @@ def sampling_seed(seed: int, ticket: int, index: int) -> int:
     (base(seed, ticket) + index) mod 2**31 differs within the group; a bijection on 31 bits (odd
     factors and shifts) then scatters it, because engines hash seeds weakly.
     """
-    value = (_start(seed, ticket) + index) & MASK_31
+    value = (start_of(seed, ticket) + index) & MASK_31
     value ^= value >> 16
     value = (value * 0x45D9F3B) & MASK_31
     value ^= value >> 15

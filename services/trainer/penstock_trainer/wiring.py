@@ -23,6 +23,8 @@ from penstock_trainer.assemble import Assembly
 from penstock_trainer.checkpoints.history import refuse_other_run
 from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
+from penstock_trainer.data.datasets import BegunRows
+from penstock_trainer.data.prompt_table import PromptTables
 from penstock_trainer.data.rows import Row
 from penstock_trainer.data.run_prompts import encode_prompts
 from penstock_trainer.distributed.rank import CPU_NICENESS, RankInfo
@@ -36,12 +38,13 @@ log = logging.getLogger(__name__)
 
 
 async def run_trainer(
-    config: Config, service: Service, info: RankInfo, train_rows: list[Row], held_out_rows: dict[str, list[Row]]
+    config: Config, service: Service, info: RankInfo, train_rows: BegunRows, held_out_rows: dict[str, list[Row]]
 ) -> None:
     """Run the trainer until its run has ended or it is stopped: as its only rank, or as rank 0 of several."""
     if rank_device(config.trainer.device, info).type == "cpu":
         keep_freed_memory()
-    prompts = await asyncio.to_thread(encode_prompts, config, train_rows, held_out_rows)
+    tables = PromptTables.of_cache() if train_rows.are_many else None
+    prompts = await asyncio.to_thread(encode_prompts, config, train_rows, held_out_rows, tables)
     prompts.warn(config)
     folder = Path(config.run.root) / config.run.name
     step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)

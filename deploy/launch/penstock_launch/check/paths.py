@@ -101,7 +101,7 @@ def rows_line(
     if missing(["trainer"]):
         return not_looked_at(key, "the extra `trainer`, which reads data, is not installed here")
     from penstock_trainer.data.datasets import load_rows, source_of
-    from penstock_trainer.data.held_out import rows_of
+    from penstock_trainer.data.held_out import with_rewards_of
     from penstock_trainer.data.prompts import require_batch
     from penstock_trainer.data.rows import require_rewards
 
@@ -118,7 +118,7 @@ def rows_line(
         rows = load_rows(few, key, of_episodes=config.agent.enabled)
         advice = f"Correct the rewards that {section.path} names, or reward.functions."
         if held_out is not None:
-            rows_of(held_out, config, few.size)
+            with_rewards_of(held_out, config, rows)
         else:
             named = [replace(row, reward=row.reward or reward) for row in rows]
             require_rewards(named, config.all_rewards.functions)
@@ -126,7 +126,7 @@ def rows_line(
             is_limited = 0 < section.size < config.data.batch_size
             more = f"raise {key}.size" if is_limited else f"add rows to {section.path}"
             advice = f"Set data.batch_size to at most {len(rows)}, or {more}."
-            require_batch(rows, config.data.batch_size, source_of(config.data))
+            require_batch(len(rows), config.data.batch_size, source_of(config.data))
     except PenstockError as error:
         return problem(key, str(error), advice)
     return ok(key, f"{section.path}: the first {len(rows)} rows can be read")

@@ -4,41 +4,45 @@ Owns what is shown of them. Importing this imports transformers, which takes sec
 """
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from math import ceil
 from statistics import median
 
 from penstock.config import Config
 from penstock.engine_limits import longest_sequence
 from penstock.errors import PenstockError
-from penstock_launch.check.rewards import Sample
 from penstock_launch.doctor.report import Line, ok, problem, warning
 from penstock_trainer.data.chat import Chats
 from penstock_trainer.data.datasets import load_training_rows
 from penstock_trainer.data.held_out import load_held_out
-from penstock_trainer.data.prompts import EncodedPrompt, encode_rows, episode_rows
+from penstock_trainer.data.prompts import EncodedPrompt, encode_row, episode_row
 from penstock_trainer.data.rows import Row, require_rewards
 from penstock_trainer.data.run_prompts import encode_prompts
 from penstock_trainer.data.tokenizer import Vocabulary, load_vocabulary
 
 WHAT, LENGTHS = "prompts", "lengths"
 NUM_SHOWN = 2
+MOST_ROWS = 100_000  # of a training set: they take half of the time that there is
 NUM_TIMED = 500  # rows, which show how long the others will take
 ENCODE_SECONDS = 60.0
+FewRows = Mapping[str, Sequence[Row]]
+"""Rows by the key of their set."""
 BEGIN_CHARACTERS, END_CHARACTERS = 400, 200  # of a long prompt; the end is what the model continues
 
 
-def samples_of(config: Config, rows: Sequence[Row]) -> list[Sample]:
-    """Rows as a reward service gets them: with the prompt after the chat template. Errors as at the trainer's start."""
+def encoded(config: Config, sets: FewRows) -> dict[str, list[EncodedPrompt]]:
+    """Rows of sets, training and held out, as the trainer makes prompts of them at its start, with its errors."""
     if config.agent.enabled:
-        prompts = episode_rows(rows, config.data.system_prompt_of)
-    else:
-        tokenizer = load_vocabulary(config.actor.path).tokenizer
-        prompts = encode_rows(rows, tokenizer, Chats(tokenizer, config.data).of)
-    return [
-        Sample(row.place, prompt.text, prompt.answer, prompt.reward, prompt.metadata)
-        for row, prompt in zip(rows, prompts, strict=True)
-    ]
+        own = {each.key: each.system_prompt for each in config.held_out_sets}
+        of_set = {each.key: config.data.system_prompt_of(each.name) for each in config.data.training_sets} | own
+        return {key: [episode_row(row, of_set[key]) for row in rows] for key, rows in sets.items()}
+    tokenizer = load_vocabulary(config.actor.path).tokenizer
+    chats = Chats(tokenizer, config.data)
+    chat_of = {each.key: chats.of(each.name) for each in config.data.training_sets}
+    for each in config.held_out_sets:
+        chat_of[each.key] = chats.of_held_out(each.system_prompt, each.prompt_template)
+    return {key: [encode_row(row, tokenizer, chat_of[key]) for row in rows] for key, rows in sets.items()}
 
 
 def prompt_lines(config: Config, seconds: float = ENCODE_SECONDS) -> list[Line]:
@@ -49,7 +53,7 @@ def prompt_lines(config: Config, seconds: float = ENCODE_SECONDS) -> list[Line]:
     of_episodes, data = config.agent.enabled, config.data
     step, note = 1, ""
     try:
-        train = load_training_rows(data, of_episodes=of_episodes)
+        train = load_training_rows(data, of_episodes=of_episodes, first=MOST_ROWS)
         held_out = load_held_out(config)
         require_rewards(train, config.all_rewards.functions)
         num_rows = len(train) + sum(map(len, held_out.values()))
@@ -59,6 +63,7 @@ def prompt_lines(config: Config, seconds: float = ENCODE_SECONDS) -> list[Line]:
             step = every(num_rows, _seconds_each(config, train), seconds)
             step = max(1, min(step, len(train) // data.batch_size))
             note = f" Looked at: 1 row of {step}, since all would take too long here." if step > 1 else ""
+        note += _first_only(config, train)
         prompts = encode_prompts(config, train[::step], {name: rows[::step] for name, rows in held_out.items()})
     except PenstockError as error:
         return [problem(WHAT, f"{error}{note and '.'}{note}", "Correct the row or the key that is named.")]
@@ -81,11 +86,24 @@ def prompt_lines(config: Config, seconds: float = ENCODE_SECONDS) -> list[Line]:
     return [*shown, *lines, lengths_line(config, [*prompts.train, *held_out_prompts], vocabulary, note)]
 
 
+def _first_only(config: Config, rows: Sequence[Row]) -> str:
+    """What is said of sets of which only the first rows are looked at."""
+    counts = Counter(row.dataset for row in rows)
+    large = [
+        each.key
+        for each in config.data.training_sets
+        if counts[each.name] == MOST_ROWS and each.section.size != MOST_ROWS
+    ]
+    return f" Of {' and '.join(large)}: the first {MOST_ROWS} rows; the trainer looks at all." if large else ""
+
+
 def _seconds_each(config: Config, rows: Sequence[Row]) -> float:
-    few = rows[:NUM_TIMED]
+    few: dict[str, list[Row]] = {}
+    for each in config.data.training_sets:
+        few[each.key] = [row for row in rows[:NUM_TIMED] if row.dataset == each.name]
     began = time.perf_counter()
-    samples_of(config, few)
-    return (time.perf_counter() - began) / len(few)
+    encoded(config, few)
+    return (time.perf_counter() - began) / min(NUM_TIMED, len(rows))
 
 
 def every(num_rows: int, seconds_each: float, seconds: float) -> int:

@@ -34,13 +34,17 @@ NUM_RANDOM_WORDS = 12
 
 @dataclass(frozen=True)
 class Sample:
-    """The inputs of a row's reward, as a reward service gets them. place: of the row, for messages."""
+    """The inputs of a row's reward, as a reward service gets them. place: of the row, for messages.
+
+    key: of its set's section; "" if the run has no other.
+    """
 
     place: str
     prompt: str
     answer: str
     reward: str
     metadata: Mapping[str, Any]
+    key: str = ""
 
     @property
     def texts(self) -> dict[str, str]:
@@ -57,6 +61,7 @@ class Scored:
     place: str
     text: str
     outcome: Outcome
+    key: str = ""
 
 
 @dataclass
@@ -75,15 +80,22 @@ def random_words(seed: str) -> str:
 
 
 def reward_lines(config: Config, samples: Sequence[Sample], seconds: float = SECONDS) -> list[Line]:
-    """A line for each function, and one for the environment of a run with agents. Blocks for up to `seconds`."""
+    """A line for each function of each set, and one for the environment of a run with agents.
+
+    Blocks for up to `seconds`.
+    """
     lines = environment_lines(config)
     try:
         scores = asyncio.run(score(config, samples, seconds))
     except PenstockError as error:
         advice = "Correct the function, or reward.functions; reward.modules_path is the folder of its module."
         return [*lines, problem(WHAT, str(error), advice)]
-    names = dict.fromkeys(each.function for each in scores.calls)
-    lines += [function_line(name, [each for each in scores.calls if each.function == name]) for name in names]
+    by_set: dict[tuple[str, str], list[Scored]] = {}
+    for call in scores.calls:
+        by_set.setdefault((call.key, call.function), []).append(call)
+    keys = [*dict.fromkeys(call.key for call in scores.calls)]
+    for key, name in sorted(by_set, key=lambda pair: keys.index(pair[0])):
+        lines.append(function_line(name, by_set[key, name], key))
     if scores.late:
         advice = "Make the functions faster: training waits for them, and for each call up to reward.timeout_seconds."
         lines.append(warning(WHAT, f"not all rows were scored within {seconds:g} s", advice))
@@ -112,11 +124,12 @@ async def score(config: Config, samples: Iterable[Sample], seconds: float) -> Sc
 
 async def _call(pool: Pool, function: str, sample: Sample, kind: str, text: str) -> Scored:
     [outcome] = await pool.run(sample.prompt, [text], sample.answer, dict(sample.metadata), [Call(function, 0)])
-    return Scored(function, sample.place, kind, outcome)
+    return Scored(function, sample.place, kind, outcome, sample.key)
 
 
-def function_line(name: str, calls: Sequence[Scored]) -> Line:
-    """What the scores of one function say of it."""
+def function_line(function: str, calls: Sequence[Scored], key: str = "") -> Line:
+    """What the scores of one function say of it. key: of the set whose rows they are of, if there are several."""
+    name = f"{function} on {key}" if key else function
     failed = [each for each in calls if each.outcome.value is None]
     shown = f"{name}: {means(calls)}"
     if failed:

@@ -54,6 +54,8 @@ class Chat:
         self._key = key
         self._options = dict(options or {})
         self._source = ""
+        self.is_used = False
+        """Whether a prompt has gone through the template, now or when a table of prompts was made."""
         self._opens = False
         self._prompt_template = prompt_template
         self.system_prompt = system_prompt
@@ -62,11 +64,6 @@ class Chat:
     def of_run(cls, tokenizer: Tokenizer, data: DataSection) -> "Chat":
         """The templates of a run."""
         return cls(tokenizer, data.system_prompt, data.template_options, data.prompt_template)
-
-    @property
-    def is_used(self) -> bool:
-        """Whether a prompt has gone through the template."""
-        return bool(self._source)
 
     def worded(self, prompt: str) -> str:
         """A plain prompt in the run's template, if there is one.
@@ -78,7 +75,7 @@ class Chat:
 
     def require_used(self) -> None:
         """ConfigError for options if no prompt went through the template."""
-        if self._options and not self._source:
+        if self._options and not self.is_used:
             raise ConfigError(
                 f"{self._key}.template_options holds {', '.join(self._options)}, and every prompt is plain text, which "
                 f"has no template: expected chat messages as prompts, {self._key}.system_prompt, or no options"
@@ -130,6 +127,7 @@ class Chat:
                     "read: expected names of its variables" + (f"; did you mean {near[0]!r}?" if near else "")
                 )
         self._source = source
+        self.is_used = True
 
     def _render(self, row: Row, messages: list[Message], **how: bool) -> str:
         try:

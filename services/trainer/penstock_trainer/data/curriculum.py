@@ -17,6 +17,7 @@ An outcome counts all completions of a ticket that have a reward; successes are 
 that were dropped count too: with dynamic sampling they are the prompts that are solved, or hopeless.
 """
 
+from array import array
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Curriculum:
         self.delay = section.delay_steps * batch_size
         self._seen: dict[int, tuple[float, float]] = {}
         first = self._weight_of(0)  # of any prompt: nothing is counted yet
-        self._trees = [WeightTree([first] * each.size) for each in order.sets]
+        self._trees = [WeightTree(array("q", [first]) * each.size) for each in order.sets]
         self._steps: deque[_Step] = deque()
         self._drops: dict[int, Outcome] = {}
         self._taken: list[tuple[int, int]] = []

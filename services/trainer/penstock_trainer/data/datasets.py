@@ -15,34 +15,60 @@ import json
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from penstock.absent_path import looked_for
-from penstock.config import DataSection, DatasetSection
+from penstock.config import DataSection, DatasetSection, TrainingSet
 from penstock.errors import DataError
 from penstock_trainer.data.rows import Row, plain, read_row
 
 # Suffix of a data file -> the builder of the `datasets` library that reads it.
 FILE_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
 DEFAULT_SPLIT = DatasetSection().split
+MOST_IN_MEMORY = 10_000  # rows of a run's training sets; more are kept on disk
 SOURCE = "data_source"  # verl's name for what tells a reward function the set of a row
 
 
 def load_training_rows(data: DataSection, *, of_episodes: bool = False, first: int = 0) -> list[Row]:
-    """The rows of all training sets, one set after the other; DataError as by `load_rows`.
+    """`training_rows`, all at once."""
+    return list(training_rows(data, of_episodes=of_episodes, first=first))
+
+
+def training_rows(data: DataSection, *, of_episodes: bool = False, first: int = 0) -> Iterator[Row]:
+    """The rows of all training sets, one set after the other, as they are read; DataError as by `load_rows`.
 
     Of several sets, each row has the name of its set, also as metadata `data_source` unless the row has that itself,
     and the reward function of its set unless it names one. first: of each set, at most so many rows; 0: all.
     """
-    rows: list[Row] = []
     for each in data.training_sets:
-        section = each.section
-        size = min(section.size or first, first) if first else section.size
-        found = load_rows(section.model_copy(update={"size": size}), each.key, of_episodes=of_episodes)
-        rows += [_of_set(row, each.name, section.reward) for row in found] if each.name else found
-    return rows
+        yield from rows_of_set(each, of_episodes=of_episodes, first=first)
+
+
+def rows_of_set(each: TrainingSet, *, of_episodes: bool = False, first: int = 0) -> Iterator[Row]:
+    """Those of one training set, as `training_rows` has them."""
+    section = each.section
+    size = min(section.size or first, first) if first else section.size
+    rows = iterate_rows(section.model_copy(update={"size": size}), each.key, of_episodes=of_episodes)
+    return (_of_set(row, each.name, section.reward) for row in rows) if each.name else rows
+
+
+class BegunRows:
+    """The training rows of a run, of which the first are read: those of a small set are all in memory.
+
+    Iterate over it once.
+    """
+
+    def __init__(self, rows: Iterator[Row], most: int = MOST_IN_MEMORY) -> None:
+        """most: rows that are read now; DataError if one of them is bad."""
+        self._first = list(islice(rows, most + 1))
+        self._rest = rows
+        self.are_many = len(self._first) > most
+
+    def __iter__(self) -> Iterator[Row]:
+        first, self._first = self._first, []
+        return chain(first, self._rest)
 
 
 def source_of(data: DataSection) -> str:
@@ -60,22 +86,26 @@ def load_rows(section: DatasetSection, key: str = "data.train", *, of_episodes: 
     key: the section's name in the configuration, for messages. of_episodes: each row starts episodes (`read_row`), and
     those of reasoning-gym name no reward: their environment, or another of the run's functions, scores them.
     """
+    return list(iterate_rows(section, key, of_episodes=of_episodes))
+
+
+def iterate_rows(section: DatasetSection, key: str, *, of_episodes: bool = False) -> Iterator[Row]:
+    """`load_rows`, one row after the other: the errors of a row come when it is reached."""
     if not section.path:
         raise DataError(f"{key}.path is empty: expected a JSONL file, a dataset or the name of a reasoning-gym task")
     if section.kind != "huggingface":
         _require_no_split(section, key)
-    if section.kind == "jsonl":
-        records = _jsonl_records(section, key)
-    elif section.kind == "huggingface":
-        records = _huggingface_records(section, key)
-    else:
-        rows = list(_reasoning_gym_rows(section, key))
-        return [replace(row, reward="") for row in rows] if of_episodes else rows
-    limited = islice(records, section.size) if section.size else records
-    rows = [read_row(record, place, section.columns, key, of_episode=of_episodes) for place, record in limited]
-    if not rows:
+    if section.kind == "reasoning_gym":
+        for row in _reasoning_gym_rows(section, key):
+            yield replace(row, reward="") if of_episodes else row
+        return
+    records = _jsonl_records(section, key) if section.kind == "jsonl" else _huggingface_records(section, key)
+    is_empty = True
+    for place, record in islice(records, section.size) if section.size else records:
+        is_empty = False
+        yield read_row(record, place, section.columns, key, of_episode=of_episodes)
+    if is_empty:
         raise DataError(f"{section.path} ({key}.path) holds no rows: expected at least one prompt")
-    return rows
 
 
 def _jsonl_records(section: DatasetSection, key: str) -> Iterator[tuple[str, object]]:
@@ -137,8 +167,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _huggingface_records(section: DatasetSection, key: str) -> Iterator[tuple[str, object]]:
-    """(place, value) per row of one split."""
+def load_split(section: DatasetSection, key: str) -> Any:
+    """One split of a Hugging Face dataset, a `datasets.Dataset` whose rows stay on disk; DataError if there is none."""
     import datasets
 
     path = Path(section.path)
@@ -167,6 +197,14 @@ def _huggingface_records(section: DatasetSection, key: str) -> Iterator[tuple[st
             f"{section.path} ({key}.path), split {section.split!r} ({key}.split), cannot be loaded: {reason}; "
             "expected a folder, a file or a hub name (name:subset if it has several)"
         ) from error
+    return loaded
+
+
+def _huggingface_records(section: DatasetSection, key: str) -> Iterator[tuple[str, object]]:
+    """(place, value) per row of one split."""
+    import datasets
+
+    loaded = load_split(section, key)
     rows = enumerate(loaded)
     for number in range(len(loaded)):
         place = f"{section.path}[{section.split}] row {number}"

@@ -12,16 +12,18 @@ With one set, the place in the epoch's permutation is the row. Without shuffling
 draws of each set are spread evenly over the epoch, and each pass begins with its first row.
 """
 
+import heapq
 from array import array
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
 from math import lcm
 
 from penstock.errors import ConfigError
-from penstock.seeds import permutation, set_seed
+from penstock.seeds import set_seed
+from penstock_trainer.data.large_permutation import indices, large_permutation
 
 EPOCHS_KEPT = 2
 
@@ -100,8 +102,10 @@ class DrawOrder:
             if len(self._places) == EPOCHS_KEPT:
                 del self._places[next(iter(self._places))]
                 self._passes.clear()
-            order = permutation(self._seed, epoch, self.length) if self._shuffle else evenly_mixed(self._counts)
-            self._places[epoch] = array("q", order)
+            shuffled = self._shuffle
+            self._places[epoch] = (
+                large_permutation(self._seed, epoch, self.length) if shuffled else evenly_mixed(self._counts)
+            )
         return self._places[epoch]
 
     def _pass(self, chosen: int, number: int) -> Sequence[int]:
@@ -110,22 +114,31 @@ class DrawOrder:
             return range(self.sets[chosen].size)
         key = (chosen, number)
         if key not in self._passes:
-            order = permutation(set_seed(self._seed, chosen), number, self.sets[chosen].size)
-            self._passes[key] = array("q", order)
+            self._passes[key] = large_permutation(set_seed(self._seed, chosen), number, self.sets[chosen].size)
         return self._passes[key]
 
 
-def evenly_mixed(counts: Sequence[int]) -> list[int]:
+def evenly_mixed(counts: Sequence[int]) -> "array[int]":
     """The places of an epoch in an order that keeps that of each set, and spreads each over all of it.
 
     Draw k of a set with c draws comes at (2 k + 1) / (2 c) of the epoch; at the same point the earlier set comes first.
+    In the memory of the result.
 
-    >>> evenly_mixed([2, 4])
+    >>> list(evenly_mixed([2, 4]))
     [2, 0, 3, 4, 1, 5]
     """
+    if len(counts) == 1:
+        return indices(counts[0])
     epoch = lcm(*(2 * count for count in counts))  # in which all these points are whole numbers
-    points = [(2 * k + 1) * (epoch // (2 * count)) for count in counts for k in range(count)]
-    return sorted(range(len(points)), key=points.__getitem__)
+
+    def points(start: int, count: int) -> Iterator[tuple[int, int]]:
+        apart = epoch // (2 * count)
+        return (((2 * k + 1) * apart, start + k) for k in range(count))
+
+    starts = [0, *accumulate(counts)]
+    mixed = indices(0, most=starts[-1])
+    mixed.extend(place for _, place in heapq.merge(*map(points, starts, counts)))
+    return mixed
 
 
 def draws_of_an_epoch(sets: Sequence[DrawnSet]) -> list[int]:
@@ -150,11 +163,8 @@ def draws_of_an_epoch(sets: Sequence[DrawnSet]) -> list[int]:
     return counts
 
 
-def sets_of(names: Sequence[str], weights: Mapping[str, float | None]) -> list[DrawnSet]:
-    """The sets of prompts by the name of each prompt's set; prompts of one set follow each other."""
-    sizes = dict.fromkeys(names, 0)
-    for name in names:
-        sizes[name] += 1
+def sets_of(sizes: Mapping[str, int], weights: Mapping[str, float | None]) -> list[DrawnSet]:
+    """The sets of prompts by their names and sizes, in their order."""
     return [DrawnSet(name, size, weights.get(name)) for name, size in sizes.items()]
 
 

@@ -4,7 +4,7 @@ Owns the meaning of a ticket number, which never changes within a run: any ticke
 `draw_order` has the order of the prompts, `curriculum` the draws by success rates.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,13 +16,14 @@ from penstock.errors import ConfigError
 from penstock.seeds import sampling_seed
 from penstock_trainer.data.curriculum import Curriculum, outcomes_of
 from penstock_trainer.data.draw_order import DrawOrder, sets_of
+from penstock_trainer.data.prompt_table import set_sizes
 from penstock_trainer.data.prompts import EncodedPrompt
 
 
-def draw_order(datasets: Sequence[str], config: Config) -> DrawOrder:
-    """The order in which a run draws prompts. datasets: of each prompt, the name of its set."""
+def draw_order(sizes: Mapping[str, int], config: Config) -> DrawOrder:
+    """The order in which a run draws prompts. sizes: of the sets, by their names."""
     weights = {each.name: each.section.weight for each in config.data.training_sets}
-    return DrawOrder(config.run.seed, sets_of(datasets, weights), shuffle=config.data.shuffle)
+    return DrawOrder(config.run.seed, sets_of(sizes, weights), shuffle=config.data.shuffle)
 
 
 class Draws:
@@ -34,7 +35,7 @@ class Draws:
         self._seed = config.run.seed
         self._group_size = config.actor.group_size
         self._environment = config.agent.name
-        self.order = draw_order([prompt.dataset for prompt in prompts], config)
+        self.order = draw_order(set_sizes(prompts), config)
         section = config.data.curriculum
         self._curriculum = (
             None

@@ -14,7 +14,13 @@ def load_held_out(config: Config) -> dict[str, list[Row]]:
 
 def rows_of(held_out: HeldOutSet, config: Config, size: int | None = None) -> list[Row]:
     """The rows of a set, or the first `size` of them; those that name no reward name that of the set."""
-    dataset = held_out.dataset if size is None else held_out.dataset.model_copy(update={"size": size})
-    rows = load_rows(dataset, held_out.key, of_episodes=config.agent.enabled)
+    dataset = held_out.dataset
+    if size is not None:
+        dataset = dataset.model_copy(update={"size": min(dataset.size or size, size)})
+    return with_rewards_of(held_out, config, load_rows(dataset, held_out.key, of_episodes=config.agent.enabled))
+
+
+def with_rewards_of(held_out: HeldOutSet, config: Config, rows: list[Row]) -> list[Row]:
+    """Rows of a set, each with the name of its reward; DataError if no function gives it."""
     require_rewards(rows, {**config.all_rewards.functions, **held_out.functions}, held_out.functions_key)
     return [row if row.reward else replace(row, reward=held_out.reward) for row in rows]

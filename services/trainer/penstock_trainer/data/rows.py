@@ -7,7 +7,7 @@ DataError with its place, the value seen and the key to change.
 import difflib
 import re
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -152,8 +152,14 @@ def _all_columns(
     return {**found, **metadata}
 
 
-def require_rewards(rows: Sequence[Row], functions: Mapping[str, float], key: str = "reward.functions") -> None:
+def require_rewards(rows: Iterable[Row], functions: Mapping[str, float], key: str = "reward.functions") -> None:
     """DataError for a row whose reward no function gives. key: of `functions` in the configuration."""
+    for _ in with_rewards(rows, functions, key):
+        pass
+
+
+def with_rewards(rows: Iterable[Row], functions: Mapping[str, float], key: str = "reward.functions") -> Iterator[Row]:
+    """The rows as they come; DataError as by `require_rewards`."""
     known = {*BUILTIN_REWARDS, *functions}
     has_weight = any(functions.values())
     for row in rows:
@@ -162,8 +168,8 @@ def require_rewards(rows: Sequence[Row], functions: Mapping[str, float], key: st
                 f"{row.place}: the row names no reward, and every weight in {key} is 0: expected a function with "
                 "another weight, or a reward in each row"
             )
-        task = row.metadata.get("task") if row.reward == "reasoning_gym" else None
-        if isinstance(task, str) and task in UNUSABLE_TASKS:
+        task = task_of(row)
+        if task in UNUSABLE_TASKS:
             raise DataError(
                 f"{row.place}: reasoning-gym's task {task!r} cannot be trained on: {UNUSABLE_TASKS[task]}; expected "
                 "another task"
@@ -175,6 +181,13 @@ def require_rewards(rows: Sequence[Row], functions: Mapping[str, float], key: st
                 f"a function in {key} (weight 0: only for rows that name it)"
                 + (f"; did you mean {near!r}?" if near else "")
             )
+        yield row
+
+
+def task_of(row: Row) -> str | None:
+    """The task of reasoning-gym that a row's reward scores; None for other rewards."""
+    task = row.metadata.get("task") if row.reward == "reasoning_gym" else None
+    return task if isinstance(task, str) else None
 
 
 def _nearest_name(name: str, known: set[str]) -> str:

@@ -4,7 +4,7 @@ Owns the checks that need the model's tokenizer and no more: a prompt that is to
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -16,44 +16,41 @@ from penstock.contracts import Sampling
 from penstock.contracts.ledger import RunRecord
 from penstock.engine_limits import longest_sequence
 from penstock.errors import ConfigError
-from penstock_trainer.data.chat import Chats
+from penstock_trainer.data.chat import Chat, Chats
 from penstock_trainer.data.datasets import source_of
 from penstock_trainer.data.draw_order import DrawOrder
 from penstock_trainer.data.draws import draw_order, stop_token_ids
+from penstock_trainer.data.prompt_lengths import SetLengths, TooLong
+from penstock_trainer.data.prompt_table import PromptTable, PromptTables, set_sizes
 from penstock_trainer.data.prompts import (
     EncodedPrompt,
-    TooLong,
     digest,
-    encode_rows,
+    encode_row,
+    episode_row,
     episode_rows,
     require_batch,
-    require_embeddings,
-    require_room,
-    require_some_left,
-    shared_prompts,
-    too_long,
+    require_embedding,
 )
 from penstock_trainer.data.rows import Row
+from penstock_trainer.data.shared_prompts import shared_prompts
 from penstock_trainer.data.tokenizer import Vocabulary, check_teacher, load_vocabulary
+from penstock_trainer.data.training import Limits, Training
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-MOST_NEW_TOKENS = "sampling.max_new_tokens"
-Pair = tuple[Row, EncodedPrompt]
-Pairs = dict[str, list[Pair]]
-"""By the key of a set's section."""
 
 
 @dataclass(frozen=True)
 class Prompts:
     """The training and held-out prompts of a run; stop_token_ids and stop end a completion, or a turn of an episode.
 
+    train: in memory, or a `PromptTable`.
     held_out: by name of the set, the main one first. first_ids: tokens of the first training prompt. tokenizer: that
     they were made with. too_long: prompts that were left out, by set (data.too_long).
     """
 
-    train: list[EncodedPrompt]
+    train: Sequence[EncodedPrompt]
     held_out: dict[str, list[EncodedPrompt]]
     stop_token_ids: tuple[int, ...]
     first_ids: Sequence[int]
@@ -110,7 +107,7 @@ class Prompts:
     @cached_property
     def digest(self) -> str:
         """The digest of the training prompts."""
-        return digest(self.train)
+        return self.train.contents.digest if isinstance(self.train, PromptTable) else digest(self.train)
 
     def run_record(self, config: Config) -> RunRecord:
         """The record that begins a run, but for its model."""
@@ -129,11 +126,19 @@ class Prompts:
 
     def order(self, config: Config) -> DrawOrder:
         """The order in which the training prompts are drawn."""
-        return draw_order([prompt.dataset for prompt in self.train], config)
+        return draw_order(set_sizes(self.train), config)
 
 
-def encode_prompts(config: Config, train_rows: list[Row], held_out_rows: Mapping[str, list[Row]]) -> Prompts:
+def encode_prompts(
+    config: Config,
+    train_rows: Iterable[Row],
+    held_out_rows: Mapping[str, list[Row]],
+    tables: PromptTables | None = None,
+) -> Prompts:
     """The rows as tokens, held-out ones by set.
+
+    tables: where the training prompts are kept, and are found if they were made before; then the rows are not looked
+    at. None: in memory.
 
     DataError for rows that cannot be prompts of this run, ConfigError for another model's teacher.
     """
@@ -141,72 +146,61 @@ def encode_prompts(config: Config, train_rows: list[Row], held_out_rows: Mapping
     if config.teacher.path:
         check_teacher(config.teacher.path, config.actor.path, vocabulary, _longest_of_run(config, vocabulary))
     make = _episode_prompts if config.agent.enabled else _token_prompts
-    return make(config, vocabulary, train_rows, held_out_rows)
+    return make(config, vocabulary, train_rows, held_out_rows, tables)
 
 
 def _token_prompts(
-    config: Config, vocabulary: Vocabulary, train_rows: list[Row], held_out_rows: Mapping[str, list[Row]]
+    config: Config,
+    vocabulary: Vocabulary,
+    train_rows: Iterable[Row],
+    held_out_rows: Mapping[str, list[Row]],
+    tables: PromptTables | None,
 ) -> Prompts:
     data, tokenizer = config.data, vocabulary.tokenizer
-    chats = Chats(tokenizer, data)
-    train = encode_rows(train_rows, tokenizer, chats.of)
-    require_batch(train, data.batch_size, source_of(data))
-    pairs = _by_key(config, list(zip(train_rows, train, strict=True)))
-    held_out_sets = [each for each in config.held_out_sets if each.name in held_out_rows]
-    for each in held_out_sets:
-        rows, chat = held_out_rows[each.name], chats.of_held_out(each.system_prompt, each.prompt_template)
-        pairs[each.key] = list(zip(rows, encode_rows(rows, tokenizer, _always(chat)), strict=True))
+    chats, limits = Chats(tokenizer, data), Limits(config, _longest(config, vocabulary))
+
+    def encode(row: Row) -> EncodedPrompt:
+        return encode_row(row, tokenizer, chats.of(row.dataset))
+
+    train, lengths = Training(config, vocabulary, limits, encode, chats).read(train_rows, tables)
+    num_rows = sum(each.num_prompts for each in lengths)
+    require_batch(num_rows, data.batch_size, source_of(data))
+    held_out: dict[str, list[EncodedPrompt]] = {}
+    for each in config.held_out_sets:
+        if each.name in held_out_rows:
+            chat, of_set = chats.of_held_out(each.system_prompt, each.prompt_template), limits.of(each.key)
+            held_out[each.name] = _fitting(held_out_rows[each.name], chat, vocabulary, of_set)
+            lengths.append(of_set)
     chats.require_used()
-    pairs, dropped = _with_room(config, pairs, _longest(config, vocabulary))
-    for of_set in pairs.values():
-        require_embeddings([row for row, _ in of_set], [prompt for _, prompt in of_set], vocabulary.size)
-    train = [prompt for each in data.training_sets for _, prompt in pairs[each.key]]
-    num_dropped = sum(each.count for each in dropped if each.key not in {held_out.key for held_out in held_out_sets})
-    note = f", without {num_dropped} that are too long," if dropped else ""
-    require_batch(train, data.batch_size, source_of(data), note)
+    limits.require(lengths)
+    note = f", without {num_rows - len(train)} that are too long," if any(each.count for each in lengths) else ""
+    require_batch(len(train), data.batch_size, source_of(data), note)
     ends = () if config.sampling.ignore_eos else stop_token_ids(tokenizer, (), vocabulary.end_of_text_ids)
-    held_out = {each.name: [prompt for _, prompt in pairs[each.key]] for each in held_out_sets}
+    dropped = tuple(too_long for each in lengths if (too_long := each.too_long))
     return Prompts(train, held_out, ends, tuple(train[0].token_ids), tokenizer, config.sampling.stop, dropped)
 
 
+def _fitting(rows: Sequence[Row], chat: Chat, vocabulary: Vocabulary, lengths: SetLengths) -> list[EncodedPrompt]:
+    """The prompts of a held-out set that fit; all are counted."""
+    found = []
+    for row in rows:
+        prompt = encode_row(row, vocabulary.tokenizer, chat)
+        if lengths.add(row.place, len(prompt.token_ids)):
+            require_embedding(row, prompt, vocabulary.size)
+            found.append(prompt)
+    return found
+
+
 def _always(value: T) -> Callable[[str], T]:
-    """The value of a held-out set, whose rows name no set."""
     return lambda name: value
 
 
-def _by_key(config: Config, train: list[Pair]) -> Pairs:
-    """The training prompts by the key of their set, in its order."""
-    return {each.key: [pair for pair in train if pair[0].dataset == each.name] for each in config.data.training_sets}
-
-
-def _with_room(config: Config, pairs: Pairs, longest: int) -> tuple[Pairs, tuple[TooLong, ...]]:
-    """The prompts that leave room for the longest completion of their set, and what was left out.
-
-    longest: sequence of an engine, in tokens. DataError if there are others and data.too_long is error, or if all of a
-    set are.
-    """
-    limits = dict.fromkeys(pairs, (MOST_NEW_TOKENS, config.sampling.max_new_tokens))
-    for each in config.held_out_sets:
-        if own := each.sampling.max_new_tokens:
-            limits[each.key] = (f"{each.sampling_key}.max_new_tokens", own)
-    if config.data.too_long == "error":
-        for limit in dict.fromkeys(limits.values()):
-            alike = {key: of_set for key, of_set in pairs.items() if limits[key] == limit}
-            require_room(alike, longest - limit[1], limit[0])
-        return pairs, ()
-    dropped: list[TooLong] = []
-    left: Pairs = {}
-    for key, of_set in pairs.items():
-        name, num_tokens = limits[key]
-        if (found := too_long(key, of_set, longest - num_tokens)) is not None:
-            require_some_left(found, longest - num_tokens, name)
-            dropped.append(found)
-        left[key] = [pair for pair in of_set if len(pair[1].token_ids) <= longest - num_tokens]
-    return left, tuple(dropped)
-
-
 def _episode_prompts(
-    config: Config, vocabulary: Vocabulary, train_rows: list[Row], held_out_rows: Mapping[str, list[Row]]
+    config: Config,
+    vocabulary: Vocabulary,
+    train_rows: Iterable[Row],
+    held_out_rows: Mapping[str, list[Row]],
+    tables: PromptTables | None,
 ) -> Prompts:
     """No template is applied here: the agent service renders messages, and no token is known before."""
     longest = _longest(config, vocabulary)
@@ -217,8 +211,13 @@ def _episode_prompts(
             "rollout.engine.max_total_tokens"
         )
     stop = stop_token_ids(vocabulary.tokenizer, config.sampling.stop, vocabulary.end_of_text_ids)
-    train = episode_rows(train_rows, config.data.system_prompt_of)
-    require_batch(train, config.data.batch_size, source_of(config.data))
+    data = config.data
+
+    def encode(row: Row) -> EncodedPrompt:
+        return episode_row(row, data.system_prompt_of(row.dataset))
+
+    train, _ = Training(config, vocabulary, Limits(config, longest), encode).read(train_rows, tables)
+    require_batch(len(train), data.batch_size, source_of(data))
     held_out = {
         each.name: episode_rows(held_out_rows[each.name], _always(each.system_prompt))
         for each in config.held_out_sets

@@ -20,6 +20,13 @@ class TokenIds(Sequence[int]):
         self.packed: bytes = ids.packed if isinstance(ids, TokenIds) else pack_int32(ids)
         """Little-endian int32."""
 
+    @classmethod
+    def of_packed(cls, packed: bytes) -> "TokenIds":
+        """The ids of little-endian int32."""
+        ids = cls(())
+        ids.packed = packed
+        return ids
+
     def __len__(self) -> int:
         return len(self.packed) // 4
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from penstock.config import Config
-from penstock_launch.check.prompts import NUM_TIMED, every, prompt_lines, samples_of, view
+from penstock_launch.check import few_rows, prompts
+from penstock_launch.check.prompts import NUM_TIMED, every, prompt_lines, view
 from penstock_launch.doctor.report import Line
-from penstock_trainer.data.datasets import load_rows
 from penstock_trainer.data.prompts import EncodedPrompt
 from penstock_trainer.data.tokenizer import load_vocabulary
 
@@ -84,6 +84,17 @@ def test_of_more_rows_than_there_is_time_for_each_nth_is_looked_at(tmp_path: Pat
     assert "Looked at: 1 row of 500" in line.seen
 
 
+def test_of_a_very_large_set_the_first_rows_are_looked_at(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "MOST_ROWS", 2)
+    found = by_subject(prompt_lines(config(tmp_path, tiny_model, *ROWS, {"prompt": "not read"})))
+    assert found["lengths"].seen.endswith("Of data.train: the first 2 rows; the trainer looks at all.")
+    whole = {"path": str(tmp_path / "d.jsonl"), "size": 2}
+    asked = config(tmp_path, tiny_model, *ROWS, *ROWS, data={"train": whole, "batch_size": 2})
+    assert "first 2 rows" not in by_subject(prompt_lines(asked))["lengths"].seen
+
+
 def test_a_context_beyond_the_model_is_a_warning(tmp_path: Path, tiny_model: Path) -> None:
     sections = {"rollout": {"engine": {"context_length": 100_000}}}
     lines = [line for line in prompt_lines(config(tmp_path, tiny_model, *ROWS, **sections)) if line.verdict != "ok"]
@@ -99,8 +110,7 @@ def test_a_chat_is_shown_as_the_template_renders_it_and_a_reward_gets_the_same_t
     (model / "chat_template.jinja").write_text("{% for m in messages %}1{{ m.content }}+{% endfor %}=")
     rows: list[dict[str, object]] = [{"prompt": [{"role": "user", "content": "2"}], "answer": ""}] * 2
     seen = config(tmp_path, model, *rows)
-    [sample] = samples_of(seen, load_rows(seen.data.train.model_copy(update={"size": 1})))
-    assert sample.prompt == "12+="
+    assert [sample.prompt for sample in few_rows.samples(seen, few_rows.of_sets(seen))] == ["12+="] * 2
     assert by_subject(prompt_lines(seen))["prompt 1"].seen == "'12+=' (4 tokens)"
 
 

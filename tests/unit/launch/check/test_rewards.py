@@ -1,12 +1,17 @@
 """What the check says of the scores of one function, and that its worker processes end in time."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from penstock.config import Config
 from penstock.errors import RewardError
+from penstock_launch.check import command, few_rows
+from penstock_launch.check.paths import FEW_ROWS, quick, rows_line
 from penstock_launch.check.rewards import ANSWER, EMPTY, RANDOM, Sample, Scored, function_line, reward_lines, score
+from penstock_launch.doctor.report import problems
 from penstock_reward.processes.messages import Outcome
 
 
@@ -87,3 +92,105 @@ def test_rows_that_choose_their_reward_are_scored_by_it(tmp_path: Path) -> None:
     rows = [Sample("line 1", "1+1=", "2", "exact_match", {})]
     [line] = reward_lines(config(tmp_path, source), rows)
     assert (line.verdict, line.seen) == ("ok", "exact_match: no text 0.00, the row's answer 1.00, random words 0.00")
+
+
+def several(folder: Path, source: str, *, of_rows: int = 12) -> Config:
+    """Two training sets and two held-out ones; each row says of which it is."""
+    (folder / "mine.py").write_text(source)
+
+    def written(name: str) -> str:
+        rows = [{"prompt": f"{name} {number}", "answer": name} for number in range(of_rows)]
+        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return str(folder / f"{name}.jsonl")
+
+    return Config.model_validate(
+        {
+            "actor": {"path": "m"},
+            "data": {
+                "train_sets": {
+                    "easy": {"path": written("easy")},
+                    "hard": {"path": written("hard"), "reward": "mine:g"},
+                },
+                "eval": {"path": written("main")},
+            },
+            "eval": {"sets": {"own": {"path": written("own"), "functions": {"mine:h": 1.0}}}},
+            "reward": {"functions": {"mine:f": 1.0, "mine:g": 0.0}, "modules_path": str(folder)},
+        }
+    )
+
+
+OF_SETS = """
+def f(prompt, completion, answer, metadata):
+    assert answer in ("easy", "main"), answer
+    return float(completion == answer)
+def g(prompt, completion, answer, metadata):
+    assert answer == "hard", answer
+    return float(completion == answer)
+def h(prompt, completion, answer, metadata):
+    assert answer == "own", answer
+    return 0.5
+"""
+
+
+def test_each_set_is_scored_by_its_own_functions(tmp_path: Path) -> None:
+    """Held-out sets, too; a function that never differs on one set is named with the set."""
+    made = several(tmp_path, OF_SETS)
+    lines = command.reward_lines(made)
+    assert {line.verdict for line in lines[:3]} == {"ok"}
+    assert [line.seen.partition(": no text")[0] for line in lines[:3]] == [
+        "mine:f on data.train_sets.easy",
+        "mine:g on data.train_sets.hard",
+        "mine:f on data.eval",
+    ]
+    assert lines[3].verdict == "warning"
+    assert lines[3].seen.startswith("mine:h on eval.sets.own gives 0.5 to each of 30 texts")
+    assert len(lines) == 4
+
+
+def test_a_function_that_fails_on_one_set_is_named_with_it(tmp_path: Path) -> None:
+    made = several(tmp_path, OF_SETS.replace('answer in ("easy", "main")', 'answer == "easy"'))
+    [failed] = [line for line in command.reward_lines(made) if line.verdict == "problem"]
+    assert failed.seen.startswith("mine:f on data.eval: 30 of 30 calls failed")
+    assert "main.jsonl line 1" in failed.seen
+
+
+def test_when_time_runs_out_every_set_has_been_tried(tmp_path: Path) -> None:
+    made = several(tmp_path, OF_SETS)
+    samples = few_rows.samples(made, few_rows.of_sets(made))
+    assert [sample.key for sample in samples[:5]] == [
+        "data.train_sets.easy",
+        "data.train_sets.hard",
+        "data.eval",
+        "eval.sets.own",
+        "data.train_sets.easy",
+    ]
+    assert len(samples) == 4 * FEW_ROWS
+
+
+def test_a_set_with_a_problem_keeps_no_other_from_being_tried(tmp_path: Path) -> None:
+    made = several(tmp_path, OF_SETS)
+    (tmp_path / "easy.jsonl").unlink()
+    (tmp_path / "own.jsonl").write_text("not JSON")
+    wrong = {line.what for line in problems(quick(made).lines)} & {*few_rows.set_keys(made)}
+    assert wrong == {"data.train_sets.easy", "eval.sets.own"}
+    assert [line.seen.partition(": no text")[0] for line in command.reward_lines(made, wrong)] == [
+        "mine:g on data.train_sets.hard",
+        "mine:f on data.eval",
+    ]
+    [line] = command.reward_lines(made, {*few_rows.set_keys(made)})
+    assert line.seen.startswith("first correct data.eval and data.train_sets.easy and data.train_sets.hard")
+
+
+def test_the_first_rows_of_a_set_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = several(tmp_path, OF_SETS)
+    opened: list[str] = []
+    real = Path.open
+
+    def counted(path: Path, *arguments: Any, **named: Any) -> Any:
+        opened.append(path.name)
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", counted)
+    for each in made.held_out_sets:
+        assert rows_line(made, each.dataset, each.key, each).verdict == "ok"
+    assert [name for name in opened if name.endswith(".jsonl")] == ["main.jsonl", "own.jsonl"]

@@ -1,16 +1,20 @@
 """The order in which prompts are drawn: shares, passes, and the same answer however it is asked."""
 
 from collections import Counter
+from fractions import Fraction
 from itertools import accumulate
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from penstock.errors import ConfigError
 from penstock.seeds import permutation
 from penstock_trainer.data.draw_order import DrawnSet, DrawOrder, draws_of_an_epoch, evenly_mixed, sets_of
+from penstock_trainer.data.large_permutation import CHUNK, large_permutation
+from penstock_trainer.data.prompt_table import set_sizes
+from penstock_trainer.data.prompts import EncodedPrompt
 
 
 def drawn(order: DrawOrder, epochs: range) -> list[tuple[int, int]]:
@@ -106,13 +110,28 @@ def test_an_even_mixture_is_never_far_from_the_shares(counts: list[int]) -> None
             assert abs(number - total * (2 * k + 1) / (2 * count)) <= len(counts)
 
 
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=4))
+def test_an_even_mixture_is_ordered_by_its_points(counts: list[int]) -> None:
+    """As earlier releases computed it: (2 k + 1) / (2 c), then the earlier set."""
+    points = [Fraction(2 * k + 1, 2 * count) for count in counts for k in range(count)]
+    assert list(evenly_mixed(counts)) == sorted(range(len(points)), key=points.__getitem__)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 1000), st.integers(0, 300))
+@example(seed=2**64 - 1, epoch=5, length=CHUNK + 2)
+@example(seed=7, epoch=0, length=2 * CHUNK + 1)
+def test_the_order_of_many_prompts_is_that_of_few(seed: int, epoch: int, length: int) -> None:
+    assert list(large_permutation(seed, epoch, length)) == permutation(seed, epoch, length)
+
+
 def test_a_weight_that_gives_no_draw_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data.train_sets.rare.weight is 0.001, .*no draw of the 20 of an epoch"):
         DrawOrder(0, [DrawnSet("usual", 10, 1.0), DrawnSet("rare", 10, 0.001)])
 
 
 def test_sets_are_read_from_their_prompts() -> None:
-    sets = sets_of(["a", "a", "b"], {"a": 1.0, "b": 2.5})
+    prompts = [EncodedPrompt("p", (1,), "", "", {}, dataset=name) for name in ("a", "a", "b")]
+    sets = sets_of(set_sizes(prompts), {"a": 1.0, "b": 2.5})
     assert sets == [DrawnSet("a", 2, 1.0), DrawnSet("b", 1, 2.5)]
     assert DrawOrder(0, sets).described == "sets: a 2 prompts of weight 1.0, b 1 prompts of weight 2.5"
 

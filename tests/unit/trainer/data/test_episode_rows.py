@@ -11,9 +11,10 @@ from penstock.contracts import Sampling
 from penstock.errors import ConfigError, DataError
 from penstock_trainer.data.datasets import load_rows
 from penstock_trainer.data.draws import Draws, eval_ticket
-from penstock_trainer.data.prompts import digest, episode_rows, shared_prompts
+from penstock_trainer.data.prompts import digest, episode_rows
 from penstock_trainer.data.rows import Row, read_row
 from penstock_trainer.data.run_prompts import encode_prompts
+from penstock_trainer.data.shared_prompts import shared_prompts
 from tests.unit.trainer.trainer_groups import config_for
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Guess."}]

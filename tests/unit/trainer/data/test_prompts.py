@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from penstock.errors import DataError
 from penstock.seeds import permutation, sampling_seed
 from penstock_trainer.data.chat import Chat
+from penstock_trainer.data.prompt_lengths import SetLengths, require_room
 from penstock_trainer.data.prompts import (
     EncodedPrompt,
     digest,
     encode_rows,
     require_batch,
-    require_embeddings,
-    require_room,
-    shared_prompts,
+    require_embedding,
 )
 from penstock_trainer.data.rows import Row
+from penstock_trainer.data.shared_prompts import shared_prompts
 from tests.unit.trainer.data.chat_models import CHATML, INST, NEVER_OPENS_AND_ENDS, characters
 
 USER = [{"role": "user", "content": "hi"}]
@@ -79,10 +79,17 @@ def test_a_chat_gets_only_the_special_tokens_of_its_template() -> None:
 
 def test_prompts_longer_than_the_context_are_counted_with_their_places_and_the_keys() -> None:
     rows = [Row("x" * length, "", place=f"rows.jsonl line {length}") for length in range(1, 21)]
-    train, held_out = ([(row, encode(row)) for row in part] for part in (rows, rows[:4]))
-    require_room({"data.train": train, "data.eval": held_out}, 21)  # a token begins the text
+
+    def counted(most: int) -> list[SetLengths]:
+        sets = [SetLengths("data.train", most), SetLengths("data.eval", most)]
+        for lengths, part in zip(sets, (rows, rows[:4]), strict=True):
+            fitting = [row for row in part if lengths.add(row.place, len(encode(row).token_ids))]
+            assert fitting == part[: most - 1]  # a token begins the text
+        return sets
+
+    require_room(counted(21))
     with pytest.raises(DataError) as caught:
-        require_room({"data.train": train, "data.eval": held_out}, 4)
+        require_room(counted(4))
     message = str(caught.value)
     assert message.startswith("rows.jsonl line 4: the prompt has 5 tokens: expected at most 4 (")
     assert "17 of 20 in data.train (85.0%: rows.jsonl line 4, rows.jsonl line 5, " in message
@@ -91,10 +98,9 @@ def test_prompts_longer_than_the_context_are_counted_with_their_places_and_the_k
 
 
 def test_fewer_prompts_than_a_batch_names_both() -> None:
-    prompts = [encode(Row("a", ""))] * 3
-    require_batch(prompts, 3, "rows.jsonl (data.train.path)")
+    require_batch(3, 3, "rows.jsonl (data.train.path)")
     with pytest.raises(DataError, match=r"holds 3 prompts and data\.batch_size is 4"):
-        require_batch(prompts, 4, "rows.jsonl (data.train.path)")
+        require_batch(3, 4, "rows.jsonl (data.train.path)")
 
 
 def test_the_digest_depends_on_content_and_order() -> None:
@@ -134,10 +140,12 @@ def test_a_token_without_an_embedding_names_its_row() -> None:
     rows = [Row("a", "", place="rows.jsonl line 1"), Row("az", "", place="rows.jsonl line 2")]
     tokenizer = characters()
     prompts, highest = encode_rows(rows, tokenizer, lambda name: Chat(tokenizer)), tokenizer.convert_tokens_to_ids("z")
-    require_embeddings(rows, prompts, highest + 1)
+    for row, prompt in zip(rows, prompts, strict=True):
+        require_embedding(row, prompt, highest + 1)
+    require_embedding(rows[0], prompts[0], highest)
     seen = rf"^rows\.jsonl line 2: the prompt has token id {highest}: expected ids below {highest}"
     with pytest.raises(DataError, match=seen):
-        require_embeddings(rows, prompts, highest)
+        require_embedding(rows[1], prompts[1], highest)
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 2**40))
