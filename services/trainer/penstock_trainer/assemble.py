@@ -229,6 +229,7 @@ class Assembly:
             order=staleness.order,
             max_lag=staleness.max_lag,
             truncated=make_recipe(self.config).rules.truncated,
+            served_teacher=bool(self.config.teacher.urls),
         )
 
     @cached_property
@@ -441,6 +442,6 @@ class Assembly:
 
 def _kl_of(config: Config) -> str:
     """From what the steps show the divergence of the policy: from what it is to come near, or not to leave."""
-    if config.teacher.path:
+    if config.teacher.teaches:
         return "teacher"
     return "reference" if config.kl_ctl > 0 and config.loss.kl.place == "loss" else "behaviour"

@@ -34,7 +34,8 @@ from penstock_trainer.data.prompts import (
     too_long,
 )
 from penstock_trainer.data.rows import Row
-from penstock_trainer.data.tokenizer import Vocabulary, check_teacher, load_vocabulary
+from penstock_trainer.data.teacher_servers import check_servers
+from penstock_trainer.data.tokenizer import Vocabulary, check_teacher, load_vocabulary, token_texts
 
 log = logging.getLogger(__name__)
 
@@ -135,11 +136,15 @@ class Prompts:
 def encode_prompts(config: Config, train_rows: list[Row], held_out_rows: Mapping[str, list[Row]]) -> Prompts:
     """The rows as tokens, held-out ones by set.
 
-    DataError for rows that cannot be prompts of this run, ConfigError for another model's teacher.
+    DataError for rows that cannot be prompts of this run, ConfigError for another model's teacher, or for
+    one whose servers do not answer.
     """
     vocabulary = load_vocabulary(config.actor.path)
-    if config.teacher.path:
-        check_teacher(config.teacher.path, config.actor.path, vocabulary, _longest_of_run(config, vocabulary))
+    teacher, longest = config.teacher, _longest_of_run(config, vocabulary)
+    if teacher.path:
+        check_teacher(teacher.path, config.actor.path, vocabulary, longest)
+    if teacher.urls:
+        check_servers(teacher.urls, config.actor.path, token_texts(vocabulary), vocabulary.size, longest)
     make = _episode_prompts if config.agent.enabled else _token_prompts
     return make(config, vocabulary, train_rows, held_out_rows)
 
