@@ -92,6 +92,8 @@ def _readable(value: Any) -> Any:
 
 def _array(name: object, value: Any) -> Any:
     unpack = ARRAYS.get(name) if isinstance(name, str) and isinstance(value, bytes) else None
+    if isinstance(value, list) and name in ARRAYS:
+        return [_array(name, each) for each in value]
     fits = unpack is not None and (unpack is list or len(value) % 4 == 0)
     return unpack(value) if unpack is not None and fits else _readable(value)
 

@@ -19,7 +19,7 @@ from penstock.broker.queue import FULL_RETRY_SECONDS, Queue
 from penstock.broker.scripts import Given, Script
 from penstock.config import StalenessSection
 from penstock.contracts import DropReason, RolloutGroup
-from penstock.contracts.stored_groups import Part, ScoredHeader, stored
+from penstock.contracts.stored_groups import Part, ScoredHeader, Taught, stored
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ class Worker:
             self._with_episodes.add((delivery.stage, delivery.entry_id))
         return {int(index): data for index, data in found.items()}
 
-    async def hand_over(self, delivery: Delivery, message: RolloutGroup | ScoredHeader, to: Stage) -> bool:
+    async def hand_over(self, delivery: Delivery, message: RolloutGroup | ScoredHeader | Taught, to: Stage) -> bool:
         """Replace the entry by its successor in the next stage. If it is not ours: False, and nothing is published."""
         moved, _ = await self.hand_over_and_take(delivery, message, to)
         return moved
@@ -237,15 +237,17 @@ class Worker:
     async def hand_over_and_take(
         self,
         delivery: Delivery,
-        message: RolloutGroup | ScoredHeader,
+        message: RolloutGroup | ScoredHeader | Taught,
         to: Stage,
         *stages: Stage,
         served: Served | None = None,
     ) -> tuple[bool, Delivery | None]:
         """`hand_over` and then `take`, in one script: a busy worker needs one call for each group."""
         keys, form = self._queue.keys, stored(message)
-        # A new name: a late worker must not overwrite the parts that the holder published.
-        name = uuid.uuid4().hex if form.parts else delivery.parts
+        # A new name: a late worker must not overwrite the parts that the holder published. What a teacher adds gets
+        # that of its group: there NX keeps the first one, and any worker's is as good.
+        is_new = Part.COMPLETIONS in form.parts
+        name = uuid.uuid4().hex if is_new else delivery.parts
         if not name:
             raise ValueError(f"ticket {delivery.ticket_key} has no parts in the queue: expected a group to hand over")
         call = HAND_OVER(
@@ -255,6 +257,7 @@ class Worker:
             target_waiting=keys.waiting(to),
             completions=keys.part(name, Part.COMPLETIONS),
             texts=keys.part(name, Part.TEXTS),
+            teacher=keys.part(name, Part.TEACHER),
             episodes=keys.episodes(delivery.stage, delivery.entry_id),
             entry=delivery.entry_id,
             ticket=delivery.ticket_key,
@@ -262,7 +265,8 @@ class Worker:
             target_stage=to,
             payload=form.header,
             parts=name,
-            has_new_parts=bool(form.parts),
+            has_new_parts=is_new,
+            is_taught=Part.TEACHER in form.parts,
             texts_unread=Part.TEXTS in form.unread,
             **self._for_take(stages, served, limit=1),
         )

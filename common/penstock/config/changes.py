@@ -42,7 +42,7 @@ CLASSES: dict[str, Change | dict[Change, str]] = {
     },
     "actor.lora": {_FIXED: "rank alpha target_modules"},
     "ref": {_NEXT: "path sync_steps mixup_alpha"},
-    "teacher": {_NEXT: "path kl_ctl reward_weight"},
+    "teacher": {_NEXT: "path urls kl_ctl reward_weight", _NONE: "max_running_requests timeout_seconds"},
     "optimizer": {
         _NEXT: "lr beta1 beta2 eps weight_decay warmup_steps schedule decay_steps min_lr_ratio ess_base max_grad_norm "
         "max_non_finite_steps",

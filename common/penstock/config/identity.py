@@ -37,6 +37,7 @@ NOT_IDENTIFYING = (
     *("reward.host", "reward.advertise_host", "reward.port", "reward.num_services", "reward.num_workers"),
     *("loss.modules_path", "reward.modules_path", "reward.retry_seconds", "reward.retry_cap_seconds"),
     *("reward.breaker_failures", "reward.breaker_seconds"),
+    *("teacher.max_running_requests", "teacher.timeout_seconds"),
     *("weights.folder", "weights.local_folder", "weights.bucket_bytes", "weights.rendezvous_port"),
     *("weights.drain_seconds", "weights.checksums", "weights.push_timeout_seconds"),
 )
@@ -47,11 +48,11 @@ READ_BY = {
         *("agent.environment", "agent.command"),
     ),
     ServiceKind.AGENT: ("actor.path", "agent", "staleness.max_deliveries"),
-    ServiceKind.REWARD: ("reward", "eval.sets", "staleness.max_deliveries"),
+    ServiceKind.REWARD: ("reward", "eval.sets", "teacher", "staleness.max_deliveries"),
 }
 """Keys and sections that decide what these services do; the trainer, and the launcher of all, read all."""
 
-OF_THE_TRAINER = ("reward.scale", "reward.clip")
+OF_THE_TRAINER = ("reward.scale", "reward.clip", "teacher.path", "teacher.kl_ctl", "teacher.reward_weight")
 """Keys in these sections that only the trainer reads."""
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from penstock.config.types import Count, Fraction, Seconds, Section
+from penstock.config.types import Count, Fraction, Seconds, Section, Urls
 from penstock.contracts import Dtype
 from penstock.contracts.generation import MOST_STOPS
 
@@ -107,21 +107,44 @@ class TeacherSection(Section):
 
     path: str = ""
     """Hugging Face folder or hub name of the teacher, which needs the tokenizer of `actor.path`; empty: none. The
-    trainer loads it, as a reference; no engine does."""
+    trainer loads it, as a reference."""
+    urls: Urls = ()
+    """SGLang servers of the teacher, instead of `path`: the reward service asks them, so that the trainer needs no
+    memory for it. Several serve the same model, and share the groups. Somebody else starts them."""
+    max_running_requests: Count = 64
+    """Completions that a reward service asks of each server at once."""
+    timeout_seconds: Seconds = 120
+    """Longest time that a server may take for the completions of a group, its own queue included; a longer one counts
+    as a failure of the server, and the group is asked again."""
     kl_ctl: Annotated[float, Field(gt=0)] = 1.0
     """Weight of log p_teacher - log p_policy in the advantage of a token: that of KL(policy, teacher)."""
     reward_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of the rewards' advantages beside it; 0: the teacher alone, and rewards are only shown."""
 
+    @property
+    def teaches(self) -> bool:
+        """Whether there is a teacher."""
+        return bool(self.path or self.urls)
+
+    @property
+    def named(self) -> str:
+        """The key that names the teacher, with its value, for messages."""
+        return f"teacher.path {self.path!r}" if self.path else f"teacher.urls {', '.join(self.urls)}"
+
     @model_validator(mode="after")
     def _weighs_what_it_has(self) -> Self:
-        if self.path:
+        if self.path and self.urls:
+            raise ValueError(
+                f"teacher.path is {self.path!r} and teacher.urls {', '.join(self.urls)}: expected one "
+                "of them, a model that the trainer loads or servers of it"
+            )
+        if self.teaches:
             return self
         for name, value in (("kl_ctl", self.kl_ctl), ("reward_weight", self.reward_weight)):
             if value != 1:
                 raise ValueError(
-                    f"teacher.{name} is {value:g} and teacher.path is empty: expected a model in teacher.path, or "
-                    f"teacher.{name} 1"
+                    f"teacher.{name} is {value:g} and there is no teacher: expected a model in teacher.path, servers "
+                    f"of one in teacher.urls, or teacher.{name} 1"
                 )
         return self
 

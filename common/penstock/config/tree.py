@@ -178,16 +178,22 @@ class Config(Section):
     @property
     def _why_no_teacher(self) -> str | None:
         """The reason why no teacher can teach as configured; None if it can, or there is none."""
-        path = self.teacher.path
-        if path and self.loss.dynamic_sampling:
+        teacher = self.teacher
+        if teacher.teaches and self.loss.dynamic_sampling:
             return (
-                f"loss.dynamic_sampling is true with teacher.path {path!r}: the teacher gives groups of equal rewards "
-                "a gradient, and dropping them would be a bias. Expected loss.dynamic_sampling false, or no teacher"
+                f"loss.dynamic_sampling is true with {teacher.named}: the teacher gives groups of equal rewards a "
+                "gradient, and dropping them would be a bias. Expected loss.dynamic_sampling false, or no teacher"
             )
-        if path and not self.teacher.reward_weight and self.kl_ctl and self.loss.kl.place == "reward":
+        if teacher.teaches and not teacher.reward_weight and self.kl_ctl and self.loss.kl.place == "reward":
             return (
                 f"teacher.reward_weight is 0 with kl_ctl {self.kl_ctl:g} and loss.kl.place reward: the KL term would "
                 "be weighted by 0 too. Expected loss.kl.place loss, kl_ctl 0, or another teacher.reward_weight"
+            )
+        if teacher.urls and self.sampling.temperature != 1:
+            return (
+                f"sampling.temperature is {self.sampling.temperature:g} with {teacher.named}: servers give "
+                "log-probabilities at temperature 1 only, and a teacher and its policy need the same. Expected "
+                "sampling.temperature 1, or the teacher in teacher.path"
             )
         return None
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from penstock.config.secrets import check_http_url, url_secrets
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -23,8 +25,15 @@ def _as_names(value: object) -> object:
 
 def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(names)) < len(names):
-        raise ValueError("expected each GPU once")
+        raise ValueError("expected each of them once")
     return names
+
+
+def _is_of_a_server(url: str) -> str:
+    check_http_url(url)
+    if any(url_secrets(url)):
+        raise ValueError("it holds a password, which is no secret there: expected http://host:port")
+    return url.rstrip("/")
 
 
 def _is_gpu_name(name: str) -> str:
@@ -39,6 +48,13 @@ Gpus = Annotated[
     BeforeValidator(_as_names, json_schema_input_type=list[str | int] | str | int | None),
     AfterValidator(_each_once),
 ]
+
+Urls = Annotated[
+    tuple[Annotated[str, AfterValidator(_is_of_a_server)], ...],
+    BeforeValidator(_as_names, json_schema_input_type=list[str] | str | None),
+    AfterValidator(_each_once),
+]
+"""Addresses of servers."""
 
 
 class Section(BaseModel):

@@ -150,15 +150,41 @@ class RolloutGroup(Contract, frozen=True, omit_defaults=True, tag_field="schema"
         return self.with_texts([""] * len(self.ticket.seeds))
 
 
-class ScoredGroup(Contract, frozen=True, tag_field="schema", tag="scored-group/2"):
+class ScoredGroup(Contract, frozen=True, omit_defaults=True, tag_field="schema", tag="scored-group/2"):
     """A rollout group with one score per trajectory.
 
     functions: the reward functions of the scores; none in a message of a release that did not name them.
+    teacher_logprobs: of a teacher that servers have (`teacher.urls`): for each trajectory float32, one of each of its
+    sampled tokens, nan of those that are not trained; empty of a trajectory without a score. None of any: no server was
+    asked.
     """
 
     group: RolloutGroup
     scores: tuple[Score, ...]
     functions: tuple[str, ...] = ()
+    teacher_logprobs: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         require_scores(self.scores, len(self.group.ticket.seeds), self.functions)
+        require_teacher_logprobs(self.teacher_logprobs, self.group)
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether each trajectory with a score has the log-probabilities of a teacher that a server has."""
+        if not self.teacher_logprobs:
+            return False
+        found = zip(self.group.trajectories, self.scores, self.teacher_logprobs, strict=True)
+        return all(logprobs or score.value is None or not each.num_loss_tokens for each, score, logprobs in found)
+
+
+def require_teacher_logprobs(logprobs: Sequence[bytes], group: RolloutGroup) -> None:
+    """ValueError unless there are none, or for each trajectory none or one of each sampled token."""
+    if not logprobs:
+        return
+    if len(logprobs) != len(group.trajectories):
+        raise ValueError(f"a teacher's log-probabilities of {len(logprobs)} of {len(group.trajectories)} trajectories")
+    for each, data in zip(group.trajectories, logprobs, strict=True):
+        if data and len(data) != 4 * each.num_tokens:
+            raise ValueError(
+                f"{len(data)} bytes of a teacher's log-probabilities: expected float32 of {each.num_tokens} tokens"
+            )

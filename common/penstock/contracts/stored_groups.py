@@ -9,6 +9,8 @@ MalformedMessageError.
                                                         the group is committed
     texts         the reward functions' input           4 bytes a token; until they are scored, or, of an evaluation,
                                                         until the trainer has read them
+    teacher       the trainer's input, with teacher.urls    4 bytes a token, which the reward service adds; until the
+                                                        group is committed
 """
 
 from collections.abc import Mapping
@@ -26,6 +28,7 @@ class Part(StrEnum):
 
     COMPLETIONS = "completions"
     TEXTS = "texts"
+    TEACHER = "teacher"
 
 
 class RolloutHeader(Contract, frozen=True, tag_field="schema", tag="rollout-group/3"):
@@ -77,6 +80,20 @@ class TextsPart(Contract, frozen=True, tag_field="schema", tag="texts/1"):
     texts: tuple[str, ...]
 
 
+class TeacherPart(Contract, frozen=True, tag_field="schema", tag="teacher/1"):
+    """The log-probabilities of a teacher; logprobs: as `teacher_logprobs` of `ScoredGroup`."""
+
+    logprobs: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A scored group, and the teacher's log-probabilities that go with it, as in `TeacherPart`."""
+
+    scored: ScoredHeader
+    logprobs: tuple[bytes, ...]
+
+
 @dataclass(frozen=True)
 class Stored:
     """A message as the queue stores it. parts: written with it; unread: parts that no one reads after this message."""
@@ -86,8 +103,11 @@ class Stored:
     unread: tuple[Part, ...] = ()
 
 
-def stored(message: RolloutGroup | ScoredHeader) -> Stored:
+def stored(message: RolloutGroup | ScoredHeader | Taught) -> Stored:
     """Split a message. Only texts of evaluations are shown to people, so texts of training are deleted once scored."""
+    if isinstance(message, Taught):
+        form = stored(message.scored)
+        return Stored(form.header, {Part.TEACHER: encode(TeacherPart(message.logprobs))}, form.unread)
     if isinstance(message, ScoredHeader):
         is_training = message.group.ticket.purpose == "train"
         return Stored(encode(message), unread=(Part.TEXTS,) if is_training else ())
@@ -138,11 +158,17 @@ def group_of(header: RolloutHeader, parts: Mapping[Part, bytes | None]) -> Rollo
 
 
 def scored_group(scored: ScoredHeader, parts: Mapping[Part, bytes | None]) -> ScoredGroup:
-    """The group that the trainer trains or evaluates, from its parts."""
-    return ScoredGroup(group_of(scored.group, parts), scored.scores, scored.functions)
+    """The group that the trainer trains or evaluates, from its parts; one that no teacher has seen lacks its part."""
+    group = group_of(scored.group, parts)
+    data = parts.get(Part.TEACHER)
+    logprobs = () if data is None else _decoded(data, TeacherPart, Part.TEACHER).logprobs
+    try:
+        return ScoredGroup(group, scored.scores, scored.functions, logprobs)
+    except ValueError as error:
+        raise MalformedMessageError(str(error)) from error
 
 
-P = TypeVar("P", CompletionsPart, EpisodesPart, TextsPart)
+P = TypeVar("P", CompletionsPart, EpisodesPart, TextsPart, TeacherPart)
 
 
 def _decoded(data: bytes | None, expected: type[P], part: Part) -> P:

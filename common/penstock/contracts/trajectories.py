@@ -7,7 +7,7 @@ A trajectory is a completion or an episode. A completion is all that follows the
 of nodes, because an agent may go back, edit its history or start sub-agents: nothing in it is stored twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import msgspec
@@ -326,6 +326,16 @@ class Episode(Contract, frozen=True):
             path.append(index)
             index = self.nodes[index].parent
         return path[::-1]
+
+    def owned_nodes(self) -> Iterator[tuple[list[int], set[int]]]:
+        """Paths that end with a node which no earlier path trains, and the nodes that each of them trains."""
+        trained: set[int] = set()
+        for leaf in self.leaves:
+            path = self.path(leaf)
+            own = {index for index in path if self.nodes[index].is_trained} - trained
+            trained |= own
+            if own:
+                yield path[: path.index(max(own)) + 1], own
 
 
 Trajectory = Completion | Episode

@@ -90,5 +90,7 @@ class ReissueReason(StrEnum):
     """Its group was sampled with other values of `sampling` than the configuration has now."""
     STALE = "stale"
     """When its batch closed, its group was too old (`staleness.order` ticket)."""
+    TEACHER = "teacher"
+    """Its group was scored before `teacher.urls` named the servers of a teacher."""
     LOST = "lost"
     """The queue had lost it when the trainer started."""

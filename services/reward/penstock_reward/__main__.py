@@ -20,6 +20,7 @@ from penstock_reward.processes.pool import open_pool
 from penstock_reward.score_groups import score_groups
 from penstock_reward.scoring.permits import Permits
 from penstock_reward.scoring.scoring import Scoring
+from penstock_reward.teacher.teacher import Teacher, make_teacher
 
 READY = "ready"
 GROUPS_PER_WORKER = 2  # one is scored while the next is decoded or handed over
@@ -36,28 +37,45 @@ async def start(config: Config) -> None:
             metrics = RewardMetrics()
             metrics.watch_workers(lambda: pool.num_ready)
             scoring = Scoring(scored, pool, metrics, own=config.own_functions)
+            teacher = make_teacher(config.teacher, metrics)
             worker = Worker(queue, f"reward-{socket.gethostname()}-{os.getpid()}", config.staleness)
             # Every outstanding ticket may be parked, so that parked groups never keep others in the stream.
             permits = Permits(section.num_workers * GROUPS_PER_WORKER, max_parked=config.max_outstanding)
             metrics.watch_parked(lambda: permits.num_parked)
 
             def record() -> ServiceRecord:
-                waiting_for = scoring.breakers.describe()
+                open_breakers = {**scoring.breakers.open_ones(), **down_servers(teacher)}
+                waiting_for = "; ".join(f"{name} ({why})" for name, why in open_breakers.items())
                 state = f"breaker open: {waiting_for}" if waiting_for else pool.in_flight.describe() or READY
-                open_breakers = scoring.breakers.open_ones()
                 return ServiceRecord(
                     ServiceKind.REWARD, worker.name, served.url, os.getpid(), state, open_breakers=open_breakers
                 )
 
-            await served.run(
-                make_reward_app(scored, scoring, pool, metrics.registry, config.token),
-                background=[worker.keep_alive(), queue.keep_registered(record, config.staleness.heartbeat_seconds)],
-                score_groups=score_groups(worker, scoring, metrics, served.stop, permits),
-            )
+            def not_ready() -> str | None:
+                return pool.not_ready() or (None if teacher is None else teacher.servers.not_ready)
+
+            try:
+                await served.run(
+                    make_reward_app(scored, scoring, pool, metrics.registry, config.token, not_ready),
+                    background=[
+                        worker.keep_alive(),
+                        queue.keep_registered(record, config.staleness.heartbeat_seconds),
+                        *([] if teacher is None else [teacher.servers.keep_probing()]),
+                    ],
+                    score_groups=score_groups(worker, scoring, metrics, served.stop, permits, teacher),
+                )
+            finally:
+                if teacher is not None:
+                    await teacher.servers.close()
             await worker.retire()
             await queue.unregister(worker.name)
     finally:
         await queue.close()
+
+
+def down_servers(teacher: Teacher | None) -> dict[str, str]:
+    """The teacher's servers that are down, as open breakers: groups that need them wait."""
+    return {} if teacher is None else {f"teacher {url}": why for url, why in teacher.servers.down.items()}
 
 
 def main() -> NoReturn:

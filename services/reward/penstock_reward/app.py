@@ -3,6 +3,7 @@
 POST /v1/score runs reward functions, so it needs the token if one is set.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI
@@ -68,12 +69,17 @@ class RewardAnswer(BaseModel):
 
 
 def make_reward_app(
-    section: RewardSection, scoring: Scoring, pool: Pool, registry: CollectorRegistry, token: SecretStr | None
+    section: RewardSection,
+    scoring: Scoring,
+    pool: Pool,
+    registry: CollectorRegistry,
+    token: SecretStr | None,
+    not_ready: Callable[[], str | None],
 ) -> FastAPI:
-    """The app of the reward service."""
+    """The app of the reward service. not_ready: why it cannot work now; None if it can."""
     app = make_app(
         "penstock reward",
-        not_ready=pool.not_ready,
+        not_ready=not_ready,
         metrics=registry,
         token=token,
         body_bytes={"/v1/score": MAX_SCORE_BYTES},

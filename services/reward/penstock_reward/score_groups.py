@@ -1,14 +1,17 @@
 """The loop from rollouts to scored groups.
 
 Invariants: every group that is taken is handed over, buried or given back; a completion whose reward failed keeps the
-reason as its score (the trainer masks it); an outage of a function delays only the groups that need it.
+reason as its score (the trainer masks it); an outage of a function delays only the groups that need it. With a teacher
+that servers have, a training completion with a score has the teacher's log-probabilities, or fails with the reason.
 
     ROLLOUTS --take--> read its texts --> score (pool) --hand over, take the next--> SCORED
+                          |                   '--> ask the teacher (`teacher`) --hand over--^
                           '--malformed--> dead
 
     Backpressure: `Permits` bounds the groups that are held, in scoring and parked; the rest stays in the stream, and
     tickets bound the stream. The next group takes over the permit of the one before it. A group is parked while a
-    breaker is open (`attempts`): it is held and renewed like any other.
+    breaker is open (`attempts`): it is held and renewed like any other. A group that is at the teacher has released its
+    permit, so that others are scored meanwhile; tickets bound these, and each server of the teacher has a bound.
 
 Heartbeat and renewal of the held groups: `penstock.broker.Worker.keep_alive`.
 """
@@ -18,13 +21,16 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+
 from penstock.broker import Delivery, Stage
-from penstock.contracts import MalformedMessageError, decode
-from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, texts_of
+from penstock.contracts import MalformedMessageError, Score, decode
+from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, Taught, group_of, texts_of
 from penstock.errors import RewardError
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.scoring.permits import Permit, Permits
 from penstock_reward.scoring.scoring import Scoring
+from penstock_reward.teacher.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +48,7 @@ class GroupQueue(Protocol):
     async def read(self, deliveries: Sequence[Delivery], *parts: Part) -> list[dict[Part, bytes | None]]: ...
 
     async def hand_over_and_take(
-        self, delivery: Delivery, message: ScoredHeader, to: Stage, *stages: Stage
+        self, delivery: Delivery, message: ScoredHeader | Taught, to: Stage, *stages: Stage
     ) -> tuple[bool, Delivery | None]: ...
 
     async def give_back(
@@ -53,7 +59,12 @@ class GroupQueue(Protocol):
 
 
 async def score_groups(
-    queue: GroupQueue, scoring: Scoring, metrics: RewardMetrics, stop: asyncio.Event, permits: Permits
+    queue: GroupQueue,
+    scoring: Scoring,
+    metrics: RewardMetrics,
+    stop: asyncio.Event,
+    permits: Permits,
+    teacher: Teacher | None = None,
 ) -> None:
     """Score groups, several at once, until `stop` is set; then finish the held groups or give them back."""
     try:
@@ -67,7 +78,7 @@ async def score_groups(
                     continue
                 permit = await permits.acquire()
                 if (delivery := await queue.take(Stage.ROLLOUTS)) is not None:
-                    tasks.create_task(_score_in_turn(queue, scoring, metrics, delivery, permit, stop))
+                    tasks.create_task(_score_in_turn(queue, scoring, metrics, delivery, permit, stop, teacher))
                 else:
                     permit.release()
                     await queue.wait(timeout_seconds=WAIT_SECONDS)
@@ -77,13 +88,19 @@ async def score_groups(
 
 
 async def _score_in_turn(
-    queue: GroupQueue, scoring: Scoring, metrics: RewardMetrics, first: Delivery, permit: Permit, stop: asyncio.Event
+    queue: GroupQueue,
+    scoring: Scoring,
+    metrics: RewardMetrics,
+    first: Delivery,
+    permit: Permit,
+    stop: asyncio.Event,
+    teacher: Teacher | None,
 ) -> None:
     """Score a group, and then each group that a hand-over takes."""
     delivery: Delivery | None = first
     try:
         while delivery is not None:
-            scored = await _score_one(queue, scoring, metrics, delivery, permit)
+            scored = await _score_one(queue, scoring, metrics, delivery, permit, teacher)
             if scored is None:
                 return
             stages = () if stop.is_set() or permit.is_wanted else (Stage.ROLLOUTS,)
@@ -94,19 +111,44 @@ async def _score_in_turn(
 
 
 async def _score_one(
-    queue: GroupQueue, scoring: Scoring, metrics: RewardMetrics, delivery: Delivery, permit: Permit
-) -> ScoredHeader | None:
-    """The group with its scores; None if it was buried."""
+    queue: GroupQueue,
+    scoring: Scoring,
+    metrics: RewardMetrics,
+    delivery: Delivery,
+    permit: Permit,
+    teacher: Teacher | None,
+) -> ScoredHeader | Taught | None:
+    """The group with its scores, and what its teacher says; None if it was buried."""
     try:
         group = decode(delivery.payload, RolloutHeader)
         [parts] = await queue.read([delivery], Part.TEXTS)
-        return await _scored(scoring, metrics, group, texts_of(group, parts[Part.TEXTS]), permit)
+        scored = await _scored(scoring, metrics, group, texts_of(group, parts[Part.TEXTS]), permit)
+        if teacher is None or group.ticket.purpose != "train":
+            return scored
+        permit.release()
+        return await _taught(queue, metrics, delivery, scored, teacher)
     except (MalformedMessageError, RewardError) as error:
         metrics.group_ended("buried" if await queue.bury(delivery, str(error)) else "late")
         return None
     except asyncio.CancelledError:
         await queue.give_back(delivery)  # so that others can take it at once, before this service counts as dead
         raise
+
+
+async def _taught(
+    queue: GroupQueue, metrics: RewardMetrics, delivery: Delivery, scored: ScoredHeader, teacher: Teacher
+) -> Taught:
+    """The group with the log-probabilities of what has a score; a trajectory without them fails."""
+    [parts] = await queue.read([delivery], Part.COMPLETIONS)
+    group = group_of(scored.group, parts)
+    taught = await teacher.taught(group, [score.value is not None for score in scored.scores])
+    scores = list(scored.scores)
+    for index, reason in taught.failed.items():
+        metrics.failed_without_call("teacher")
+        scores[index] = Score(None, f"teacher: {reason}", scores[index].values)
+    if taught.failed:
+        _log_failures(scores, scored.group.ticket.key)
+    return Taught(msgspec.structs.replace(scored, scores=tuple(scores)), taught.logprobs)
 
 
 async def _scored(
@@ -123,9 +165,13 @@ async def _scored(
         for verdict in verdicts:
             if verdict.score.value is not None:
                 metrics.scored(verdict.score.value)
-    failures = [verdict.score.failure for verdict in verdicts if verdict.score.failure]
-    if failures:
+    scores = tuple(verdict.score for verdict in verdicts)
+    _log_failures(scores, ticket.key)
+    return ScoredHeader(group, scores, attempts.functions)
+
+
+def _log_failures(scores: Sequence[Score], ticket: str) -> None:
+    if failures := [score.failure for score in scores if score.failure]:
         log.warning(
-            "%d of %d scores failed, first: %s", len(failures), len(verdicts), failures[0], extra={"ticket": ticket.key}
+            "%d of %d scores failed, first: %s", len(failures), len(scores), failures[0], extra={"ticket": ticket}
         )
-    return ScoredHeader(group, tuple(verdict.score for verdict in verdicts), attempts.functions)

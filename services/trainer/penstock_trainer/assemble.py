@@ -237,6 +237,7 @@ class Assembly:
             max_lag=staleness.max_lag,
             truncated=make_recipe(self.config).rules.truncated,
             success=self.config.eval.success,
+            served_teacher=bool(self.config.teacher.urls),
         )
 
     @cached_property
@@ -449,6 +450,6 @@ class Assembly:
 
 def _kl_of(config: Config) -> str:
     """From what the steps show the divergence of the policy: from what it is to come near, or not to leave."""
-    if config.teacher.path:
+    if config.teacher.teaches:
         return "teacher"
     return "reference" if config.kl_ctl > 0 and config.loss.kl.place == "loss" else "behaviour"

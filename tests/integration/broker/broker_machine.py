@@ -178,7 +178,7 @@ class RunMachine(RuleBasedStateMachine):
         entries = [each for each in (*self.entries(), *self.run(dead_entries(self.queue))) if each.parts]
         expected = {}
         for entry in entries:
-            read_by = tuple(Part) if entry.stage is Stage.ROLLOUTS else (Part.COMPLETIONS,)
+            read_by = (Part.COMPLETIONS, Part.TEXTS) if entry.stage is Stage.ROLLOUTS else (Part.COMPLETIONS,)
             for part in read_by:
                 expected[self.queue.keys.part(entry.parts, part)] = self.written[entry.number][part]
         assert len({entry.parts for entry in entries}) == len(entries), "two entries with the same parts"

@@ -13,9 +13,9 @@ from penstock.broker.embedded import EmbeddedServer
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.contracts import DropReason, decode
+from penstock.contracts import DropReason, decode, pack_float32
 from penstock.contracts.ledger import DropRecord, StepRecord
-from penstock.contracts.stored_groups import Part, ScoredHeader, scored_group
+from penstock.contracts.stored_groups import Part, ScoredHeader, Taught, scored_group
 from penstock.errors import ConfigError, QueueError
 from tests.integration.broker.broker_calls import DiedError, Fate, with_fates
 from tests.integration.broker.queue_setup import (
@@ -56,7 +56,7 @@ async def test_texts_end_with_the_scores_and_completions_with_the_commit(
     await issue(trainer, 0)
     worker = make_worker(queue, queue_config)
     rollout = await in_rollouts(worker)
-    completions, texts = queue.keys.parts(rollout.parts)
+    completions, texts, _ = queue.keys.parts(rollout.parts)
     assert await part_keys(queue) == {completions: -1, texts: -1}
     assert await worker.hand_over(rollout, make_scored(make_ticket(0)), Stage.SCORED)
     scored = await taken(worker, Stage.SCORED)
@@ -135,8 +135,47 @@ async def test_the_parts_of_a_late_worker_expire_and_are_not_those_of_the_holder
     other = msgspec.structs.replace(make_group(make_ticket(0)), server="late")
     assert not await late.hand_over(delivery, other, Stage.ROLLOUTS)
     keys = await part_keys(queue)
-    assert {key for key, milliseconds in keys.items() if milliseconds < 0} == set(queue.keys.parts(group.parts))
+    assert {key for key, milliseconds in keys.items() if milliseconds < 0} == set(queue.keys.parts(group.parts)[:2])
     assert sum(0 < milliseconds <= 60_000 for milliseconds in keys.values()) == 2
+
+
+async def test_what_a_teacher_adds_is_there_until_the_commit_and_a_late_worker_does_not_replace_it(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    await issue(trainer, 0)
+    late, worker = make_worker(queue, queue_config), make_worker(queue, queue_config)
+    held = await in_rollouts(late)
+    completions, _, teacher = queue.keys.parts(held.parts)
+    await late.retire()
+    delivery = await taken(worker, Stage.ROLLOUTS)
+    logprobs = tuple(pack_float32([-0.5] * each.num_tokens) for each in make_group(make_ticket(0)).completions)
+    others = tuple(pack_float32([-7.0] * each.num_tokens) for each in make_group(make_ticket(0)).completions)
+    scored = make_scored(make_ticket(0))
+    assert await worker.hand_over(delivery, Taught(scored, logprobs), Stage.SCORED)
+    assert not await late.hand_over(held, Taught(scored, others), Stage.SCORED)
+    assert await part_keys(queue) == {completions: -1, teacher: -1}
+    arrived = await taken(worker, Stage.SCORED)
+    [parts] = await worker.read([arrived], *Part)
+    found = scored_group(decode(arrived.payload, ScoredHeader), parts)
+    assert (found.teacher_logprobs, found.is_taught) == (logprobs, True)
+    await trainer.commit_step(StepRecord(0, (0,), "f", "d"), {0: arrived})
+    assert await part_keys(queue) == {}
+
+
+async def test_a_teachers_part_that_the_queue_did_not_keep_is_written_again(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.broker.worker.FULL_RETRY_SECONDS", 0.01)
+    await issue(trainer, 0)
+    worker = make_worker(queue, queue_config)
+    held = await in_rollouts(worker)
+    logprobs = tuple(bytes(4 * each.num_tokens) for each in make_group(make_ticket(0)).completions)
+    calls = await with_fates(queue)
+    calls.fate = Fate.PARTS_EXPIRE
+    assert await worker.hand_over(held, Taught(make_scored(make_ticket(0)), logprobs), Stage.SCORED)
+    arrived = await taken(worker, Stage.SCORED)
+    [parts] = await worker.read([arrived], *Part)
+    assert scored_group(decode(arrived.payload, ScoredHeader), parts).is_taught
 
 
 async def test_a_script_that_is_repeated_leaves_the_parts_to_the_successor(
@@ -149,7 +188,7 @@ async def test_a_script_that_is_repeated_leaves_the_parts_to_the_successor(
     ticket = await taken(worker, Stage.TICKETS)
     assert not await worker.hand_over(ticket, make_group(make_ticket(0)), Stage.ROLLOUTS)
     rollout = await taken(worker, Stage.ROLLOUTS)
-    assert await part_keys(queue) == dict.fromkeys(queue.keys.parts(rollout.parts), -1)
+    assert await part_keys(queue) == dict.fromkeys(queue.keys.parts(rollout.parts)[:2], -1)
     calls.fate = Fate.ANSWER_LOST
     assert not await worker.hand_over(rollout, make_scored(make_ticket(0)), Stage.SCORED)
     assert await part_keys(queue) == {queue.keys.part(rollout.parts, Part.COMPLETIONS): -1}
@@ -201,7 +240,7 @@ async def test_an_entry_names_no_other_key(
     worker = make_worker(queue, queue_config)
     delivery = await taken(worker, Stage.SCORED)
     assert delivery.parts == ""
-    assert await worker.read([delivery], *Part) == [{Part.COMPLETIONS: None, Part.TEXTS: None}]
+    assert await worker.read([delivery], *Part) == [dict.fromkeys(Part)]
     before = await queue.client.keys(queue.keys.pattern)
     await trainer.discard(delivery)
     assert await queue.client.keys(queue.keys.pattern) == before
@@ -231,7 +270,7 @@ async def test_named_parts_outlive_a_restart_of_the_queue_that_takes_longer_than
             later = make_worker(queue, config)
             group = await taken(later, Stage.ROLLOUTS)
             assert await read_group(later, group) == make_group(make_ticket(0)).without_text()
-            assert await part_keys(queue) == dict.fromkeys(queue.keys.parts(group.parts), -1)
+            assert await part_keys(queue) == dict.fromkeys(queue.keys.parts(group.parts)[:2], -1)
         finally:
             await queue.close()
 

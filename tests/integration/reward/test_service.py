@@ -16,8 +16,9 @@ import httpx
 import msgspec
 import pytest
 import yaml
+from fastapi import Response
 
-from penstock.broker import Delivery, Stage, Worker, connect
+from penstock.broker import Delivery, Queue, Stage, Worker, connect
 from penstock.broker.embedded import EmbeddedServer
 from penstock.config import Config
 from penstock.contracts import (
@@ -32,10 +33,12 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock.contracts.stored_groups import Part, ScoredHeader, Stored, stored
+from penstock.contracts.services import ServiceRecord
+from penstock.contracts.stored_groups import Part, ScoredHeader, Stored, scored_group, stored
 from penstock_launch.commands.status import NotRunningError, show_status
 from tests.integration.broker.queue_setup import part_keys, put
 from tests.patience import START_SECONDS
+from tests.unit.reward.teacher.teacher_setup import FakeTeacher, logprob, serving
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
@@ -254,3 +257,54 @@ def test_an_unreachable_queue_is_one_clear_line(tmp_path: Path) -> None:
     assert code == 4
     assert "redis.url" in errors
     assert "Traceback" not in errors
+
+
+async def test_a_teacher_that_is_away_delays_groups_and_its_answers_travel_with_them(
+    tmp_path: Path, server: EmbeddedServer
+) -> None:
+    """The service says why it waits; the completion without a score is not asked about."""
+    path = configured(tmp_path, server)
+
+    async def gone(sequences: list[list[int]]) -> Response:
+        return Response("loading", 503)
+
+    async with serving(FakeTeacher()) as fake:
+        fake.fault = gone
+        document = yaml.safe_load(path.read_text()) | {"teacher": {"urls": [fake.url]}}
+        path.write_text(yaml.safe_dump(document))
+        config = load(path)
+        queue = await connect(config)
+        process = await asyncio.to_thread(start, path)
+        try:
+            name = await put(queue, Stage.ROLLOUTS, "0", stored(group(0, "0.5", "word", "2")))
+            async with asyncio.timeout(START_SECONDS):
+                while not (records := await reward_records(queue)) or not records[0].open_breakers:
+                    assert process.poll() is None, process.communicate()
+                    await asyncio.sleep(0.1)
+                assert records[0].state.startswith(f"breaker open: teacher {fake.url} (")
+                assert "503: loading" in records[0].open_breakers[f"teacher {fake.url}"]
+                async with httpx.AsyncClient(base_url=records[0].url) as http:
+                    ready = await http.get("/ready")
+                    assert (ready.status_code, "no server of teacher.urls answers" in ready.text) == (503, True)
+                    metrics = (await http.get("/metrics")).text
+                    assert "penstock_reward_teacher_servers_down 1.0" in metrics
+                    assert 'penstock_reward_breaker_open{function="teacher"} 1.0' in metrics
+                    fake.fault = None
+                    consumer = Worker(queue, "trainer", config.staleness)
+                    while (delivery := await consumer.take(Stage.SCORED)) is None:
+                        await consumer.wait(timeout_seconds=1)
+                    assert (await http.get("/ready")).status_code == 200
+            assert delivery.parts == name
+            [parts] = await consumer.read([delivery], *Part)
+            scored = scored_group(decode(delivery.payload, ScoredHeader), parts)
+            assert [score.value for score in scored.scores] == [0.5, None, 2.0]
+            one = pack_float32([logprob([1, 5], 1)])
+            assert (scored.teacher_logprobs, scored.is_taught) == ((one, b"", one), True)
+        finally:
+            process.kill()
+            await asyncio.to_thread(process.communicate)
+            await queue.close()
+
+
+async def reward_records(queue: Queue) -> list[ServiceRecord]:
+    return [each for each in await queue.services() if each.kind is ServiceKind.REWARD]

@@ -44,7 +44,8 @@ class FakeRunner:
 def client(runner: FakeRunner, token: SecretStr | None = None, **keys: Any) -> httpx.AsyncClient:
     section = RewardSection(**{"max_attempts": 1, **keys})
     metrics = RewardMetrics()
-    app = make_reward_app(section, Scoring(section, runner, metrics), Pool(section), metrics.registry, token)
+    pool = Pool(section)
+    app = make_reward_app(section, Scoring(section, runner, metrics), pool, metrics.registry, token, pool.not_ready)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward")
 
 
@@ -100,7 +101,7 @@ async def test_http_knows_the_score_of_the_environment_and_scores_no_text_with_i
 async def test_http_refuses_metadata_that_no_message_can_hold() -> None:
     section, metrics = RewardSection(), RewardMetrics()
     pool = Pool(section)
-    app = make_reward_app(section, Scoring(section, pool, metrics), pool, metrics.registry, None)
+    app = make_reward_app(section, Scoring(section, pool, metrics), pool, metrics.registry, None, pool.not_ready)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://reward") as http:
         answer = await http.post("/v1/score", json={"completion": "a", "answer": "a", "metadata": {"x": 10**30}})
     assert answer.status_code == 422

@@ -46,6 +46,7 @@ def looks(config: Config) -> list[Look]:
         Look(TITLE, MODEL, lambda: [_model(config.actor.path, "actor.path", MODEL)]),
         *([Look(TITLE, REFERENCE, partial(_other, config.ref.path, "ref.path", REFERENCE))] if has_reference else []),
         *([Look(TITLE, TEACHER, partial(_other, teacher, "teacher.path", TEACHER))] if teacher else []),
+        *(Look(TITLE, TEACHER, partial(_teacher_server, url)) for url in config.teacher.urls),
         Look(TITLE, INTERPRETER, lambda: [interpreter_line(config)]),
         *(Look(TITLE, each.key, partial(_training, config, each)) for each in config.data.training_sets),
         *(Look(TITLE, each.key, partial(_held_out, config, each)) for each in config.held_out_sets),
@@ -58,6 +59,18 @@ def looks(config: Config) -> list[Look]:
 
 def _other(path: str, key: str, what: str) -> list[Line]:
     return [_model(path, key, what)]
+
+
+def _teacher_server(url: str) -> list[Line]:
+    if missing(["trainer"]):
+        return [not_looked_at(TEACHER, "the extra `trainer`, which asks it, is not installed here")]
+    from penstock_trainer.data.teacher_servers import describe
+
+    try:
+        info = describe(url)
+    except PenstockError as error:
+        return [problem(TEACHER, str(error), "Start the server, or correct teacher.urls.")]
+    return [ok(TEACHER, f"{url} serves {info.model}, and reads sequences of up to {info.longest} tokens")]
 
 
 def _model(path: str, key: str, what: str) -> Line:

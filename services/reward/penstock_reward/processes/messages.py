@@ -22,6 +22,7 @@ FailureKind = Literal[
     "unavailable",
     "unknown_reward",
     "environment",
+    "teacher",
 ]
 OUTAGE_KINDS: frozenset[FailureKind | None] = frozenset({"transient", "timeout", "died"})
 """Failures that may pass: such a call is repeated, and many in a row open the function's breaker."""

@@ -67,8 +67,8 @@ class Permit:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether an ended group must release its permit instead of passing it to a new one."""
-        return self._permits.num_resuming > 0 or not self._permits.takes_more
+        """Whether an ended group must not pass its permit to a new one: others wait for it, or it has none."""
+        return not self._held or self._permits.num_resuming > 0 or not self._permits.takes_more
 
     async def release_while(self, waiting: Awaitable[None]) -> None:
         """Park the group: release its permit, and take one again after the wait."""

@@ -22,7 +22,7 @@ from penstock.contracts import ScoredGroup, Trajectory
 from penstock.contracts.outcomes import rewards_of
 from penstock_trainer.batching.counts import BatchCounts, Candidate, CompletionIndex, count_batch
 from penstock_trainer.batching.masking import num_trained_tokens
-from penstock_trainer.batching.paths import trained_paths
+from penstock_trainer.batching.paths import loss_places, trained_paths
 from penstock_trainer.batching.reward_columns import AS_SCORED, Column, RewardScale, function_columns
 from penstock_trainer.batching.routes import Experts, Routes, group_routes, routes_of
 from penstock_trainer.grpo import (
@@ -46,7 +46,8 @@ class Sample:
     loss_mask, behaviour, lags: of length T; advantage and weight: of every loss token.
     lags: versions from the sampler's weights to those under training. index: all samples of an episode have the same;
     advantage and weight are of the episode too. path: which of its trajectory's `trained_paths` it is.
-    routes: the experts that the engine chose, if they are to be replayed.
+    routes: the experts that the engine chose, if they are to be replayed. teacher: of each loss token, the
+    log-probability that a teacher's server gave; None without one.
     """
 
     prompt_ids: npt.NDArray[np.int32]
@@ -59,6 +60,7 @@ class Sample:
     index: CompletionIndex
     path: int = 0
     routes: Routes | None = None
+    teacher: npt.NDArray[np.float32] | None = None
 
     @property
     def num_loss_tokens(self) -> int:
@@ -111,7 +113,8 @@ class BatchRules:
     (rewards float64[B, G], is_valid bool[B, G]) -> float[B, G]. by_function: weights of the reward functions that have
     an advantage each, of which the completion's is the sum; empty: the advantage is that of the reward.
     with_zero_advantage: completions without an advantage need a forward pass too, because another term has a gradient.
-    router_replay: samples have the experts that the engine chose, if their group has them.
+    router_replay: samples have the experts that the engine chose, if their group has them. served_teacher: samples have
+    the log-probabilities that a teacher's server gave, which their group must have.
     """
 
     overlong: Overlong
@@ -129,6 +132,7 @@ class BatchRules:
     num_minibatches: int = 1
     with_zero_advantage: bool = False
     router_replay: bool = False
+    served_teacher: bool = False
 
 
 @dataclass(frozen=True)
@@ -312,8 +316,9 @@ def _minibatch(
     """The samples of some groups, weighted by the counts of these groups."""
     num_tokens = sum(each.num_loss_tokens for group in candidates for each in group)
     for group in candidates:
-        rollout = groups[group[0].index.group].group
-        prompt_ids = _prompt_ids(groups[group[0].index.group])
+        scored = groups[group[0].index.group]
+        rollout = scored.group
+        prompt_ids = _prompt_ids(scored)
         prompt_routes = group_routes(rollout) if rules.router_replay else None
         for each in group:
             if not each.num_trained_tokens or not (each.advantage or rules.with_zero_advantage):
@@ -335,7 +340,18 @@ def _minibatch(
                 advantage=each.advantage,
                 weight=weight,
                 prompt_routes=prompt_routes,
+                teacher=_teacher_logprobs(scored, each.index.completion) if rules.served_teacher else None,
             )
+
+
+def _teacher_logprobs(scored: ScoredGroup, g: int) -> npt.NDArray[np.float32]:
+    """Of each sampled token of a trajectory. ValueError if the group has none: the judge holds no such group."""
+    if not scored.is_taught:
+        raise ValueError(
+            f"the group of ticket {scored.group.ticket.key} has no log-probabilities of a teacher: expected those that "
+            "the reward service asks of teacher.urls"
+        )
+    return np.frombuffer(scored.teacher_logprobs[g], dtype="<f4")
 
 
 def _prompt_ids(group: ScoredGroup) -> npt.NDArray[np.int32]:
@@ -353,7 +369,10 @@ def _samples(
     advantage: float,
     weight: float,
     prompt_routes: Experts | None = None,
+    teacher: npt.NDArray[np.float32] | None = None,
 ) -> Iterator[Sample]:
     routes = routes_of(trajectory, prompt_routes)
+    places = None if teacher is None else loss_places(trajectory, version, max_lag)
     for number, path in enumerate(trained_paths(trajectory, prompt_ids, version, max_lag)):
-        yield Sample(*path, advantage=advantage, weight=weight, index=index, path=number, routes=routes)
+        own = None if teacher is None or places is None else teacher[next(places)]
+        yield Sample(*path, advantage=advantage, weight=weight, index=index, path=number, routes=routes, teacher=own)

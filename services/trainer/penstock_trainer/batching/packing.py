@@ -57,6 +57,7 @@ class Pack:
     target_N: index into U of each loss token. behaviour_logprobs_N, advantage_N, weight_N, lag_N: float32.
     sequence_N: index of the token's sample within the pack; indices: which completions of the batch these samples are;
     an episode is there once for each of its paths in this pack. paths: which of them each sample is.
+    teacher_logprobs_N: float32, as a teacher's server gave them; None without one.
     experts_PW: int16, all layers' experts of each row, -1: as the model routes it; None: all as it does.
 
     A sequence of which all tokens but the first are wanted; the last one needs no row:
@@ -86,6 +87,7 @@ class Pack:
     indices: tuple[CompletionIndex, ...]
     paths: tuple[int, ...]
     experts_PW: Tensor | None = None
+    teacher_logprobs_N: Tensor | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -288,7 +290,13 @@ def make_pack(part: PackPlan) -> Pack:
         indices=tuple(sample.index for sample in samples),
         paths=tuple(sample.path for sample in samples),
         experts_PW=None if trie.experts_PW is None else torch.from_numpy(trie.experts_PW),
+        teacher_logprobs_N=_teacher_logprobs(samples),
     )
+
+
+def _teacher_logprobs(samples: Sequence[Sample]) -> Tensor | None:
+    found = [sample.teacher for sample in samples if sample.teacher is not None]
+    return torch.from_numpy(np.concatenate(found, dtype=np.float32)) if found else None
 
 
 def _without_loss() -> Pack:
@@ -309,6 +317,7 @@ def _without_loss() -> Pack:
         sequence_N=none,
         indices=(),
         paths=(),
+        teacher_logprobs_N=nothing,
     )
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from penstock.contracts import Completion, Episode, Node, Trajectory
+from penstock.contracts import Completion, Node, Trajectory
 from penstock_trainer.batching.masking import token_lags, trained_mask
 
 
@@ -40,7 +40,7 @@ def trained_paths(
     if isinstance(trajectory, Completion):
         yield _of_completion(trajectory, prompt_ids, version, max_lag)
         return
-    for path, own in owned_nodes(trajectory):
+    for path, own in trajectory.owned_nodes():
         nodes, is_own = [trajectory.nodes[index] for index in path], [index in own for index in path]
         found = _of_nodes(nodes, is_own, version, max_lag)
         if found.loss_mask.any():
@@ -54,24 +54,13 @@ def loss_places(trajectory: Trajectory, version: int, max_lag: int | None = None
         return
     sizes = [node.num_tokens if node.is_sampled else 0 for node in trajectory.nodes]
     starts = np.cumsum([0, *sizes])
-    for path, own in owned_nodes(trajectory):
+    for path, own in trajectory.owned_nodes():
         nodes = [index for index in path if index in own]
         places = [
             starts[index] + np.flatnonzero(trained_mask(trajectory.nodes[index], version, max_lag)) for index in nodes
         ]
         if any(each.size for each in places):
             yield np.concatenate(places)
-
-
-def owned_nodes(episode: Episode) -> Iterator[tuple[list[int], set[int]]]:
-    """Paths that end with a node which no earlier path trains, and the nodes that each of them trains."""
-    trained: set[int] = set()
-    for leaf in episode.leaves:
-        path = episode.path(leaf)
-        own = {index for index in path if episode.nodes[index].is_trained} - trained
-        trained |= own
-        if own:
-            yield path[: path.index(max(own)) + 1], own
 
 
 def _of_completion(

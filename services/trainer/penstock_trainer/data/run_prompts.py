@@ -33,7 +33,8 @@ from penstock_trainer.data.prompts import (
 )
 from penstock_trainer.data.rows import Row
 from penstock_trainer.data.shared_prompts import shared_prompts
-from penstock_trainer.data.tokenizer import Vocabulary, check_teacher, load_vocabulary
+from penstock_trainer.data.teacher_servers import check_servers
+from penstock_trainer.data.tokenizer import Vocabulary, check_teacher, load_vocabulary, token_texts
 from penstock_trainer.data.training import Limits, Training
 
 log = logging.getLogger(__name__)
@@ -140,11 +141,15 @@ def encode_prompts(
     tables: where the training prompts are kept, and are found if they were made before; then the rows are not looked
     at. None: in memory.
 
-    DataError for rows that cannot be prompts of this run, ConfigError for another model's teacher.
+    DataError for rows that cannot be prompts of this run, ConfigError for another model's teacher, or for
+    one whose servers do not answer.
     """
     vocabulary = load_vocabulary(config.actor.path)
-    if config.teacher.path:
-        check_teacher(config.teacher.path, config.actor.path, vocabulary, _longest_of_run(config, vocabulary))
+    teacher, longest = config.teacher, _longest_of_run(config, vocabulary)
+    if teacher.path:
+        check_teacher(teacher.path, config.actor.path, vocabulary, longest)
+    if teacher.urls:
+        check_servers(teacher.urls, config.actor.path, token_texts(vocabulary), vocabulary.size, longest)
     make = _episode_prompts if config.agent.enabled else _token_prompts
     return make(config, vocabulary, train_rows, held_out_rows, tables)
 

@@ -42,6 +42,13 @@ def load_vocabulary(path: str, key: str = "actor.path") -> Vocabulary:
     )
 
 
+def token_texts(vocabulary: Vocabulary) -> list[str]:
+    """The text of each token of the tokenizer, by itself and as it is, by id."""
+    ids = [[token] for token in range(len(vocabulary.tokenizer))]
+    texts: list[str] = vocabulary.tokenizer.batch_decode(ids, skip_special_tokens=False)
+    return texts
+
+
 def check_teacher(path: str, policy_path: str, policy: Vocabulary, longest: int) -> None:
     """ConfigError if the teacher of `path` reads other tokens than the policy of `policy_path` writes, or fewer.
 

@@ -41,7 +41,7 @@ def make_recipe(config: Config) -> Recipe:
     """The recipe from `loss`, `kl_ctl`, `teacher` and the values of other sections that they need."""
     loss = config.loss
     in_loss = config.kl_ctl > 0 and loss.kl.place == "loss"
-    has_teacher = bool(config.teacher.path)
+    has_teacher = config.teacher.teaches
     objective = grpo.Objective(
         surrogate=_surrogate(loss),
         proximal=loss.proximal,
@@ -68,6 +68,7 @@ def make_recipe(config: Config) -> Recipe:
         num_minibatches=loss.num_minibatches,
         with_zero_advantage=in_loss or has_teacher or loss.sampler_kl > 0 or loss.entropy_bonus > 0,
         router_replay=config.actor.router_replay,
+        served_teacher=bool(config.teacher.urls),
     )
     return Recipe(
         objective=objective,
@@ -101,7 +102,7 @@ def advantage_test(config: Config) -> Callable[[ScoredGroup], bool]:
     def has_advantage(group: ScoredGroup) -> bool:
         if all(map(rules.truncated.leaves_out, group.group.trajectories)):
             return False
-        if config.teacher.path or (section.trains_equal_rewards and not functions):
+        if config.teacher.teaches or (section.trains_equal_rewards and not functions):
             return True
         columns = reward_columns(group, functions) if functions else [shaped_rewards(group, rules)]
         return any(grpo.varies(column, section.tolerance) for column in columns)

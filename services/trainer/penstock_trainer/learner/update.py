@@ -76,7 +76,10 @@ class StepResult:
 
 @dataclass(frozen=True)
 class _Minibatch:
-    """This rank's packs of a mini-batch, and for each the old and the teacher's log-probabilities that are needed."""
+    """This rank's packs of a mini-batch, and for each the old and the teacher's log-probabilities that are needed.
+
+    teacher_logprobs: by a teacher of the trainer's own; those of a server are in the packs.
+    """
 
     work: RankShare
     old_logprobs: tuple[Tensor | None, ...]
@@ -268,7 +271,9 @@ class Updater:
 
     def _packs_with_logprobs(self, minibatch: _Minibatch) -> Iterator[tuple[Pack, Tensor | None, Tensor | None]]:
         """Each pack with the old and the teacher's log-probabilities of its loss tokens, if they are needed."""
-        return zip(self._packs(minibatch.work), minibatch.old_logprobs, minibatch.teacher_logprobs, strict=True)
+        own = zip(self._packs(minibatch.work), minibatch.old_logprobs, minibatch.teacher_logprobs, strict=True)
+        for pack, old, teacher in own:
+            yield pack, old, pack.teacher_logprobs_N if teacher is None else teacher
 
     def _prepared(self, minibatch: _Minibatch) -> Objective:
         """The objective of one optimizer step: parts of it depend on all its tokens, by the weights as they are."""

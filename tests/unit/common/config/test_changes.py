@@ -100,12 +100,16 @@ def test_a_recorded_objective_need_not_suit_the_groups_that_are_still_to_come() 
     assert restored.loss.surrogate == "reinforce"
 
 
+SECTIONS_IN_PARTS = {"", "run", "actor", "reward", "teacher"}
+
+
 def test_a_section_that_is_checked_again_is_restored_whole() -> None:
     """Else its own rules could refuse a mixture of recorded and present values.
 
-    None of `reward` compares reward.scale or reward.clip with another key: the rules that do are between sections.
+    None of `reward` compares reward.scale or reward.clip with another key: the rules that do are between sections. None
+    of `teacher` compares its limits with one.
     """
-    for section in {key.rpartition(".")[0] for key in keys_of(Change.NEXT_STEP)} - {"", "run", "actor", "reward"}:
+    for section in {key.rpartition(".")[0] for key in keys_of(Change.NEXT_STEP)} - SECTIONS_IN_PARTS:
         names = {key for key in leaves() if key.rpartition(".")[0] == section}
         assert names <= set(keys_of(Change.NEXT_STEP)), section
 

@@ -65,6 +65,7 @@ def test_a_reward_service_is_known_by_what_scores() -> None:
         "reward.max_magnitude",
         "reward.timeout_seconds",
         "staleness.max_deliveries",
+        "teacher.urls",
     ]
     rollout = keys_of(ServiceKind.ROLLOUT, identifying_keys(make_config()))
     assert {"actor.path", "rollout.engine.dtype", "weights.pause_mode"} <= rollout.keys()

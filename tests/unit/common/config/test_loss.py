@@ -159,8 +159,8 @@ def test_a_reference_that_cannot_follow_is_refused(tmp_path: Path, arguments: st
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--teacher.kl_ctl 0.5", "teacher.kl_ctl is 0.5 and teacher.path is empty"),
-        ("--teacher.reward_weight 0", "teacher.reward_weight is 0 and teacher.path is empty"),
+        ("--teacher.kl_ctl 0.5", "teacher.kl_ctl is 0.5 and there is no teacher"),
+        ("--teacher.reward_weight 0", "teacher.reward_weight is 0 and there is no teacher"),
         ("--teacher.path t --teacher.kl_ctl 0", "teacher.kl_ctl: saw 0"),
         ("--teacher.path t --teacher.reward_weight -1", "teacher.reward_weight: saw -1"),
         ("--teacher.path t --loss.dynamic_sampling true", "loss.dynamic_sampling is true with teacher.path 't'"),
@@ -168,6 +168,13 @@ def test_a_reference_that_cannot_follow_is_refused(tmp_path: Path, arguments: st
             "--teacher.path t --teacher.reward_weight 0 --kl_ctl 0.1 --loss.kl.place reward --loss.kl.estimator k1",
             "teacher.reward_weight is 0 with kl_ctl 0.1 and loss.kl.place reward",
         ),
+        ("--teacher.path t --teacher.urls http://a:1", "teacher.path is 't' and teacher.urls http://a:1: expected one"),
+        ("--teacher.urls http://a:1,http://a:1/", "expected each of them once"),
+        ("--teacher.urls a:1", "expected http://host:port"),
+        ("--teacher.urls http://u:hidden@a:1", "it holds a password"),
+        ("--teacher.urls http://a:1 --teacher.max_running_requests 0", "teacher.max_running_requests: saw 0"),
+        ("--teacher.urls http://a:1 --loss.dynamic_sampling true", "is true with teacher.urls http://a:1"),
+        ("--teacher.urls http://a:1 --sampling.temperature 0.7", "sampling.temperature is 0.7 with teacher.urls"),
         ("--teacher.path t --loss.surrogate reinforce", "nothing corrects or limits the distance to the sampler"),
     ],
 )
@@ -175,6 +182,13 @@ def test_a_teacher_that_cannot_teach_is_refused(tmp_path: Path, arguments: str, 
     with pytest.raises(ConfigError) as error:
         loaded(tmp_path, *arguments.split())
     assert words in str(error.value)
+    assert "hidden" not in str(error.value)
+
+
+def test_servers_of_a_teacher_are_a_list_in_any_form(tmp_path: Path) -> None:
+    for value in ("http://a:1,https://b:2/", "[http://a:1, https://b:2]"):
+        teacher = loaded(tmp_path, "--teacher.urls", value, "--teacher.kl_ctl", "0.5").teacher
+        assert (teacher.urls, teacher.teaches) == (("http://a:1", "https://b:2"), True)
 
 
 def test_the_example_of_distillation_trains_its_teacher_alone(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from penstock.contracts.stored_groups import (
     Part,
     RolloutHeader,
     ScoredHeader,
+    Taught,
+    TeacherPart,
     TextsPart,
     group_of,
     scored_group,
@@ -19,6 +21,8 @@ from penstock.contracts.stored_groups import (
     texts_of,
 )
 from tests.unit.common.contracts.test_groups import patient, scored_groups
+from tests.unit.trainer.trainer_groups import completion
+from tests.unit.trainer.trainer_groups import scored_group as trainer_group
 
 
 @given(scored_groups())
@@ -37,7 +41,42 @@ def test_a_group_survives_being_taken_apart(scored: ScoredGroup) -> None:
     assert scored_group(decode(again.header, ScoredHeader), left) == msgspec.structs.replace(scored, group=whole)
 
 
-@given(scored_groups(), st.sampled_from(Part), st.data())
+def teacher_logprobs(scored: ScoredGroup) -> tuple[bytes, ...]:
+    """One of each sampled token of a trajectory with a score."""
+    found = zip(scored.group.trajectories, scored.scores, strict=True)
+    return tuple(b"" if score.value is None else bytes(4 * each.num_tokens) for each, score in found)
+
+
+@given(scored_groups())
+@settings(patient, max_examples=30)
+def test_what_a_teacher_adds_is_joined_with_its_group(scored: ScoredGroup) -> None:
+    form = stored(scored.group)
+    header = ScoredHeader(decode(form.header, RolloutHeader), scored.scores, scored.functions)
+    logprobs = teacher_logprobs(scored)
+    added = stored(Taught(header, logprobs))
+    assert (list(added.parts), added.unread) == ([Part.TEACHER], stored(header).unread)
+    whole = scored_group(decode(added.header, ScoredHeader), {**form.parts, **added.parts})
+    assert (whole.teacher_logprobs, whole.is_taught) == (logprobs, True)
+    assert decode(encode(whole), ScoredGroup) == whole
+    plain = scored_group(header, form.parts)
+    assert (plain.teacher_logprobs, plain.is_taught) == ((), False)
+    assert b"teacher_logprobs" not in encode(plain)
+    one = [bytes(4 * each.num_tokens + 4) for each in scored.group.trajectories]
+    for wrong in (logprobs[1:], one):
+        if wrong:
+            damaged = {**form.parts, Part.TEACHER: encode(TeacherPart(tuple(wrong)))}
+            with pytest.raises(MalformedMessageError, match="teacher's log-probabilities"):
+                scored_group(header, damaged)
+
+
+def test_a_group_is_taught_only_if_each_trajectory_with_a_score_and_a_trained_token_is() -> None:
+    made = [completion(each, [-1.0] * len(each)) for each in ([5, 6], [7], [])]
+    group = trainer_group(0, [4], made, [1.0, None, 0.0])
+    for logprobs, is_taught in (((bytes(8), b"", b""), True), ((b"", bytes(4), b""), False), ((), False)):
+        assert msgspec.structs.replace(group, teacher_logprobs=logprobs).is_taught is is_taught
+
+
+@given(scored_groups(), st.sampled_from((Part.COMPLETIONS, Part.TEXTS)), st.data())
 @settings(patient, max_examples=60)
 def test_damaged_parts_are_malformed_or_consistent(scored: ScoredGroup, part: Part, data: st.DataObject) -> None:
     form = stored(scored.group)
@@ -48,7 +87,7 @@ def test_damaged_parts_are_malformed_or_consistent(scored: ScoredGroup, part: Pa
         None,
         whole[:cut],
         data.draw(st.binary(max_size=99)),
-        form.parts[next(p for p in Part if p != part)],
+        form.parts[next(p for p in form.parts if p != part)],
     ):
         with pytest.raises(MalformedMessageError):
             read(header, {**form.parts, part: damaged})

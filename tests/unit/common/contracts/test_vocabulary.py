@@ -13,7 +13,7 @@ WORDS: list[tuple[type[StrEnum], list[str]]] = [
     (ServiceKind, ["rollout", "agent", "reward", "trainer"]),
     (ServerState, ["starting", "waiting", "updating", "serving", "paused", "asleep", "fenced"]),
     (DropReason, ["stale", "degenerate", "reward_failed", "poison"]),
-    (ReissueReason, ["version", "sampling", "stale", "lost"]),
+    (ReissueReason, ["version", "sampling", "stale", "teacher", "lost"]),
 ]
 
 

@@ -1,11 +1,13 @@
-"""What a configuration names is looked at: each model that the trainer loads, and no other."""
+"""What a configuration names is looked at: each model that the trainer loads, each server, and no other."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from penstock_launch.check.paths import REFERENCE, TEACHER, looks
 from penstock_launch.doctor.report import Verdict
+from tests.unit.reward.teacher.teacher_setup import FakeTeacher, serving
 from tests.unit.trainer.trainer_groups import config_for
 
 
@@ -28,3 +30,15 @@ def test_a_model_that_is_not_there_is_named_by_its_key(
         assert line.verdict is Verdict.PROBLEM
         assert line.seen.startswith(words)
         assert "does not exist" in line.seen
+
+
+async def test_each_server_of_a_teacher_is_asked_what_it_serves(qwen3: Path) -> None:
+    async with serving(FakeTeacher()) as gone:
+        absent = gone.url
+    async with serving(FakeTeacher()) as fake:
+        found = looks(config_for(qwen3, teacher={"urls": [fake.url, absent]}))
+        first, second = [each.lines for each in found if each.what == TEACHER]
+        (line,), (other,) = await asyncio.to_thread(first), await asyncio.to_thread(second)
+    assert (line.verdict, other.verdict) == (Verdict.OK, Verdict.PROBLEM)
+    assert line.seen == f"{fake.url} serves large, and reads sequences of up to 94 tokens"
+    assert other.seen.startswith(f"teacher.urls names {absent}, which gave no answer to /server_info")

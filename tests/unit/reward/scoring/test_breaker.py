@@ -8,7 +8,7 @@ import pytest
 
 from penstock.broker import Delivery
 from penstock.config import RewardSection
-from penstock.contracts.stored_groups import ScoredHeader
+from penstock.contracts.stored_groups import ScoredHeader, Taught
 from penstock.errors import RewardUnavailableError
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.processes.messages import Call, Outcome
@@ -193,7 +193,7 @@ class Queue(FakeConsumer):
         await asyncio.sleep(0.001)
 
     async def hand_over_and_take(
-        self, delivery: Delivery, message: ScoredHeader, to: Any, *stages: Any
+        self, delivery: Delivery, message: ScoredHeader | Taught, to: Any, *stages: Any
     ) -> tuple[bool, Delivery | None]:
         self.order.append(delivery.ticket_key)
         return await super().hand_over_and_take(delivery, message, to, *stages)

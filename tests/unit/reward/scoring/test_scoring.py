@@ -25,7 +25,7 @@ from penstock.contracts import (
     pack_float32,
     pack_int32,
 )
-from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, Stored, TextsPart, stored
+from penstock.contracts.stored_groups import Part, RolloutHeader, ScoredHeader, Stored, Taught, TextsPart, stored
 from penstock.errors import RewardError
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.processes.messages import Call, Outcome
@@ -33,6 +33,7 @@ from penstock_reward.score_groups import score_groups
 from penstock_reward.scoring.permits import Permits
 from penstock_reward.scoring.scoring import Scoring
 from tests.patience import ANSWER_SECONDS
+from tests.unit.reward.teacher.teacher_setup import FakeTeacher, answering, serving, teacher_of
 
 OK = Outcome(1.0, 0.01)
 TIMEOUT = Outcome(None, 10.0, "timeout", "killed after 10 s")
@@ -191,6 +192,8 @@ class FakeConsumer:
         ]
         self.stop = stop
         self.handed_over: dict[str, ScoredHeader] = {}
+        self.taught: dict[str, tuple[bytes, ...]] = {}
+        self.reads: set[tuple[Part, ...]] = set()
         self.buried: dict[str, str] = {}
         self.given_back: list[str] = []
         self.held = 0
@@ -211,14 +214,16 @@ class FakeConsumer:
         await asyncio.sleep(0)
 
     async def read(self, deliveries: Sequence[Delivery], *parts: Part) -> list[dict[Part, bytes | None]]:
-        assert parts == (Part.TEXTS,), "it reads more than it needs"
+        self.reads.add(parts)
         return [{part: self.parts[each.parts].get(part) for part in parts} for each in deliveries]
 
     async def hand_over_and_take(
-        self, delivery: Delivery, message: ScoredHeader, to: Stage, *stages: Stage
+        self, delivery: Delivery, message: ScoredHeader | Taught, to: Stage, *stages: Stage
     ) -> tuple[bool, Delivery | None]:
         assert to is Stage.SCORED
         self.held -= 1
+        if isinstance(message, Taught):
+            self.taught[delivery.ticket_key], message = message.logprobs, message.scored
         self.handed_over[delivery.ticket_key] = message
         following = await self.take(*stages)
         self.followed += following is not None
@@ -256,6 +261,7 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
     unknown = consumer.handed_over["1"]
     assert unknown.functions == ()
     assert all(score.failure.startswith("unknown reward 'nonsense'") for score in unknown.scores)
+    assert consumer.reads == {(Part.TEXTS,)}, "it reads more than it needs"
     assert list(consumer.buried) == ["2", "4", "5"]
     assert "not a RolloutHeader" in consumer.buried["2"]
     assert consumer.buried["4"] == "its texts are not in the queue"
@@ -363,3 +369,50 @@ async def test_rows_of_a_held_out_set_are_scored_by_its_own_functions() -> None:
     assert named.score.value == 0.5, "a row may still name one function"
     with pytest.raises(RewardError, match=r"unknown reward 'eval\.sets\.other'"):
         scorer.weights("eval.sets.other")
+
+
+async def test_training_groups_go_on_with_what_the_teacher_says_and_others_without() -> None:
+    """A completion without a score is not asked about; one that the server refuses fails, the others stay."""
+    stop, metrics = asyncio.Event(), RewardMetrics()
+    groups = [group(0), group(1, purpose="eval"), group(2, texts=("7", "8", "9"), prompt_ids=pack_int32([1, 2, 3]))]
+    consumer = FakeConsumer(groups, stop)
+    runner = FakeRunner(lambda call, attempt: TIMEOUT if call.completion == 1 else OK)
+    async with serving(FakeTeacher()) as fake:
+        fake.longest = 3
+        async with answering(teacher_of(fake.url, metrics=metrics)) as teacher:
+            await score_groups(consumer, scoring(runner, metrics), metrics, stop, Permits(2, max_parked=4), teacher)
+    assert sorted(consumer.handed_over) == ["0", "1", "2"]
+    assert list(map(len, consumer.taught["0"])) == [4, 0]
+    assert [score.value for score in consumer.handed_over["0"].scores] == [1.0, None]
+    assert "1" not in consumer.taught
+    refused = consumer.handed_over["2"].scores
+    assert [score.value for score in refused] == [None, None, None]
+    assert all(refused[index].failure.startswith("teacher: ") for index in (0, 2))
+    assert "longer than 3 tokens" in refused[0].failure
+    assert metrics.registry.get_sample_value("penstock_reward_failures_total", {"reason": "teacher"}) == 2
+
+
+async def test_a_group_at_the_teacher_keeps_no_other_from_being_scored_and_is_given_back_at_the_end() -> None:
+    stop, metrics, arrived = asyncio.Event(), RewardMetrics(), asyncio.Event()
+    groups = [group(number) for number in range(4)]
+    consumer = FakeConsumer(groups, stop)
+
+    async def never(sequences: list[list[int]]) -> None:
+        if sequences != [[0, 0]]:
+            if len(fake.asked) == len(groups):
+                arrived.set()
+            await asyncio.Event().wait()
+
+    async with serving(FakeTeacher()) as fake:
+        fake.fault = never
+        async with answering(teacher_of(fake.url, metrics=metrics)) as teacher:
+            permits = Permits(1, max_parked=4)
+            scoring_all = asyncio.create_task(
+                score_groups(consumer, scoring(FakeRunner(), metrics), metrics, stop, permits, teacher)
+            )
+            await arrived.wait()
+            assert metrics.registry.get_sample_value("penstock_reward_groups_at_teacher") == len(groups)
+            scoring_all.cancel()
+            await asyncio.gather(scoring_all, return_exceptions=True)
+    assert sorted(consumer.given_back) == ["0", "1", "2", "3"]
+    assert consumer.handed_over == {}

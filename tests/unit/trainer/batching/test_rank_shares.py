@@ -17,7 +17,9 @@ from penstock_trainer.distributed.rank import RankInfo, service_name
 from penstock_trainer.torchrun import Meeting, blamed, main, torchrun_arguments
 from tests.unit.trainer.trainer_groups import example_groups
 
-TENSORS = [field.name for field in fields(Pack) if field.name not in ("indices", "paths", "experts_PW")]
+TENSORS = [
+    field.name for field in fields(Pack) if field.name not in ("indices", "paths", "experts_PW", "teacher_logprobs_N")
+]
 
 
 def samples(num_groups: int = 12) -> tuple[Sample, ...]:

@@ -1,7 +1,9 @@
 """What the trainer reports about its prompts before anything is loaded."""
 
+import asyncio
 import json
 import logging
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,8 @@ from penstock.contracts import Sampling
 from penstock.errors import ConfigError, DataError
 from penstock_trainer.data.rows import Row
 from penstock_trainer.data.run_prompts import encode_prompts
+from penstock_trainer.data.tokenizer import load_vocabulary, token_texts
+from tests.unit.reward.teacher.teacher_setup import FakeTeacher, serving
 from tests.unit.trainer.trainer_groups import config_for
 
 
@@ -63,6 +67,36 @@ def test_a_teacher_is_compared_before_anything_is_loaded(tiny_model: Path, tmp_p
     assert len(encode_prompts(config_for(tiny_model, **short), rows, {}).train) == 4
     episodes = sections | {"agent": {"environment": "envs:Guess", "max_tokens": 60}}
     assert len(encode_prompts(config_for(tiny_model, **episodes), rows, {}).train) == 4
+
+
+async def test_the_servers_of_a_teacher_are_compared_before_anything_is_loaded(tiny_model: Path) -> None:
+    """Their tokens one by one, the size of their vocabulary, and the longest sequence that they read."""
+    policy = load_vocabulary(str(tiny_model))
+    rows = [Row(f"{number}+1=", "") for number in range(4)]
+    async with serving(FakeTeacher()) as fake:
+        fake.longest, fake.texts = 256, token_texts(policy)
+        config = config_for(
+            tiny_model,
+            data={"train": {"path": "unused.jsonl"}, "batch_size": 2},
+            sampling={"max_new_tokens": 4},
+            teacher={"urls": [fake.url]},
+        )
+
+        async def refusal() -> str:
+            with pytest.raises(ConfigError) as error:
+                await asyncio.to_thread(encode_prompts, config, rows, {})
+            assert str(error.value).startswith(f"teacher.urls names {fake.url}, ")
+            return str(error.value)
+
+        assert len((await asyncio.to_thread(encode_prompts, config, rows, {})).train) == 4
+        fake.longest = 64
+        assert "reads up to 58 tokens there, and a sequence of this run may have 250" in await refusal()
+        fake.longest, fake.texts = 256, [*fake.texts[:5], fake.texts[6], fake.texts[5], *fake.texts[7:]]
+        assert re.search(r"differ in 2 of 43 tokens, first 5: '.' there, '.' here", await refusal())
+        fake.texts = token_texts(policy)
+        fake.num_embeddings = policy.size - 1
+        assert "embeddings of 43 tokens: expected no fewer of the teacher" in await refusal()
+    assert "gave no answer to /server_info: ConnectError (Connection refused)" in await refusal()
 
 
 def lengthy(model: Path, too_long: str, **data: Any) -> Config:

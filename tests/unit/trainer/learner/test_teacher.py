@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from penstock.config import TeacherSection
-from penstock.contracts import ScoredGroup, unpack_float32, unpack_int32
+from penstock.contracts import ScoredGroup, pack_float32, unpack_float32, unpack_int32
 from penstock.errors import ConfigError
+from penstock_trainer.batching.packing import pack_of_sequence
 from penstock_trainer.checkpoints.tensors import read_shapes
 from penstock_trainer.learner.learner import Learner
 from penstock_trainer.learner.recipe import advantage_test, gradient_test
@@ -86,6 +88,46 @@ def test_a_step_equals_plain_forward_passes(student: Path, teacher: Path) -> Non
     assert result.loss == pytest.approx(loss.item(), rel=1e-4)
     assert result.statistics.teacher_kl == pytest.approx(sum(distances) / len(distances), rel=1e-4)
     assert result.grad_norm == pytest.approx(norm, rel=1e-3)
+
+
+def taught(groups: Sequence[ScoredGroup], folder: Path) -> list[ScoredGroup]:
+    """The groups with the log-probabilities of the model in a folder, as a server gives them: temperature 1."""
+    model, found = PackModel(plain(folder), dtype=torch.float32, temperature=1.0), []
+    for group in groups:
+        prompt_ids, of_completions = unpack_int32(group.group.ticket.prompt_ids), []
+        for each in group.group.completions:
+            token_ids = unpack_int32(each.token_ids)
+            pack = pack_of_sequence([*prompt_ids, *token_ids])
+            with torch.no_grad():
+                logprobs_N = model.token_logprobs(pack)[0][pack.target_N]
+            of_completions.append(pack_float32(logprobs_N[len(prompt_ids) - 1 :].tolist()))
+        found.append(msgspec.structs.replace(group, teacher_logprobs=tuple(of_completions)))
+    return found
+
+
+@pytest.mark.parametrize("max_tokens", [4096, 16])
+@pytest.mark.parametrize("loss", [{}, {"num_minibatches": 2, "selection": {"entropy_share": 0.5}}])
+def test_a_teacher_that_a_server_has_gives_the_step_of_one_that_the_trainer_loads(
+    student: Path, teacher: Path, max_tokens: int, loss: dict[str, Any]
+) -> None:
+    actor = {"path": str(student), "dtype": "float32", "max_tokens_per_micro_batch": max_tokens}
+    weights = {"kl_ctl": 0.3, "reward_weight": 0.5}
+    sections: list[dict[str, Any]] = [{"path": str(teacher)}, {"urls": ["http://127.0.0.1:1"]}]
+    results, groups = [], taught(example_groups(), teacher)
+    for section in sections:
+        learner = Learner(config_for(student, actor=actor, teacher=section | weights, loss=loss))
+        results.append(learner.update(groups, version=0))
+    loaded, served = results
+    assert served.statistics.teacher_kl == pytest.approx(loaded.statistics.teacher_kl, rel=1e-4)
+    assert served.loss == pytest.approx(loaded.loss, rel=1e-4, abs=1e-6)
+    assert served.grad_norm == pytest.approx(loaded.grad_norm, rel=1e-3)
+    assert served.num_packs == loaded.num_packs
+
+
+def test_a_group_that_no_server_was_asked_about_is_no_step(student: Path) -> None:
+    learner = Learner(config_for(student, teacher={"urls": ["http://127.0.0.1:1"]}))
+    with pytest.raises(ValueError, match=r"ticket 0 has no log-probabilities of a teacher: .* teacher\.urls"):
+        learner.update(example_groups(), version=0)
 
 
 def written(model: PreTrainedModel, generator: torch.Generator, copies: int) -> Tensor:

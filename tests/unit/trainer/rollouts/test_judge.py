@@ -1,6 +1,7 @@
 """The verdict on a group: a table with every outcome, and properties of any group."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
@@ -258,3 +259,18 @@ def test_what_stays_in_a_batch_trains_no_token_that_is_too_old(
         assert isinstance(verdict, Reissue if order == "ticket" else Drop)
     else:
         assert verdict == WITHOUT
+
+
+def test_a_group_that_was_scored_without_a_teacher_is_issued_again() -> None:
+    """And judged as any other once it has the log-probabilities, whether its rewards differ or not."""
+    taught = replace(rules(), served_teacher=True)
+    plain, unscored = group(VARIED), group((1.0, None))
+    full = msgspec.structs.replace(plain, teacher_logprobs=(bytes(4), bytes(4)))
+    part = msgspec.structs.replace(unscored, teacher_logprobs=(bytes(4), b""))
+    for each in (plain, unscored, msgspec.structs.replace(plain, teacher_logprobs=(bytes(4), b""))):
+        verdict = judge(each, taught, is_waiting=is_waiting, known=KNOWN)
+        assert isinstance(verdict, Reissue)
+        assert (verdict.reason, "teacher.urls" in verdict.why) == (ReissueReason.TEACHER, True)
+    assert judge(full, taught, is_waiting=is_waiting, known=KNOWN) == Hold(has_gradient=True)
+    assert judge(full, rules(), is_waiting=is_waiting, known=KNOWN) == Hold(has_gradient=True)
+    assert isinstance(judge(part, taught, is_waiting=is_waiting, known=KNOWN), Drop)

@@ -1,12 +1,12 @@
--- KEYS source target live target_waiting completions texts episodes
+-- KEYS source target live target_waiting completions texts teacher episodes
 -- KEYS beats policy failures deaths identity stages(stream waiting looked)...
--- ARGV group consumer entry ticket attempt target_stage payload parts has_new_parts texts_unread
+-- ARGV group consumer entry ticket attempt target_stage payload parts has_new_parts is_taught texts_unread
 -- ARGV kind digest served_number served_lease idle_ms take_over limit
 -- USES mine locate wake take
 --
 -- Replaces an entry by its successor in the next stage, and takes the next entry; `stages` are empty if none is wanted.
--- completions and texts are the parts of the group, `parts` is their name. Texts that nobody will read are deleted, and
--- so are the finished episodes of the entry: the group has them.
+-- completions, texts and teacher are the parts of the group, `parts` is their name; the last one is there if it is_taught.
+-- Texts that nobody will read are deleted, and so are the finished episodes of the entry: the group has them.
 -- Answers {outcome, what take() answers}:
 --   moved      the successor is in place
 --   late       the entry was no longer this consumer's: nothing is published
@@ -20,11 +20,13 @@
 if is_stranger then return refused() end
 if not mine(source, entry) then return {'late', take()} end
 if has_new_parts == '1' and redis.call('EXISTS', completions, texts) < 2 then return {'no parts', {}} end
+if is_taught == '1' and redis.call('EXISTS', teacher) < 1 then return {'no parts', {}} end
 local id = redis.call('XADD', target, '*', 't', ticket, 'a', attempt, 'p', payload, 'n', parts)
 if has_new_parts == '1' then
   redis.call('PERSIST', completions)
   redis.call('PERSIST', texts)
 end
+if is_taught == '1' then redis.call('PERSIST', teacher) end
 if texts_unread == '1' then redis.call('UNLINK', texts) end
 redis.call('UNLINK', episodes)
 redis.call('XACK', source, group, entry)
