@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from penstock_launch.check.paths import REFERENCE, TEACHER, looks
+from penstock.errors import ConfigError
+from penstock_launch.check.paths import REFERENCE, TEACHER, looks, require_paths
+from penstock_launch.doctor.model import WHAT as MODEL
 from penstock_launch.doctor.report import Verdict
+from tests.unit.trainer.model.families import save_family
 from tests.unit.trainer.trainer_groups import config_for
 
 
@@ -28,3 +31,21 @@ def test_a_model_that_is_not_there_is_named_by_its_key(
         assert line.verdict is Verdict.PROBLEM
         assert line.seen.startswith(words)
         assert "does not exist" in line.seen
+
+
+@pytest.mark.parametrize("url", ["", "http://elsewhere:30000"])
+def test_a_model_that_the_engine_would_build_otherwise_is_a_problem(url: str, tmp_path: Path) -> None:
+    """Whoever starts the engine."""
+    folder = save_family("qwen3_moe with a dense layer", tmp_path)
+    config = config_for(folder, rollout={"engine": {"url": url}})
+    (line,) = next(each for each in looks(config) if each.what == MODEL).lines()
+    assert line.verdict is Verdict.PROBLEM
+    assert "config.json has mlp_only_layers [0]" in line.seen
+    with pytest.raises(ConfigError, match="mlp_only_layers"):
+        require_paths(config)
+
+
+def test_the_same_family_with_experts_in_all_layers_is_none(tmp_path: Path) -> None:
+    config = config_for(save_family("qwen3_moe", tmp_path))
+    (line,) = next(each for each in looks(config) if each.what == MODEL).lines()
+    assert line.verdict is Verdict.OK
