@@ -34,6 +34,7 @@ def logprob_tolerance(model: Any, num_tokens: int) -> float:
     num_operations = sum(layer) * config.num_hidden_layers + 2 * width + config.vocab_size
     relative = CERTAINTY * UNIT_ROUNDOFF * math.sqrt(num_operations)
     with torch.no_grad():
-        norm, head = model.model.norm.weight.float(), model.lm_head.weight.float()
-        largest = math.sqrt(width) * float(norm.abs().max()) * float(head.norm(dim=-1).max())
+        norm, head = model.model.norm, model.lm_head.weight.float()
+        weights = norm(torch.ones(width, dtype=norm.weight.dtype))  # some families store what they differ by from 1
+        largest = math.sqrt(width) * float(weights.float().abs().max()) * float(head.norm(dim=-1).max())
     return 2 * 2 * relative * largest

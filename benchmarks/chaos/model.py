@@ -11,11 +11,10 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789+=?\n"
 SPECIAL = ("<unk>", "<end>", "<pad>")
 
 
-def make_tiny_model(folder: Path) -> None:
-    """43 tokens, one per character; the same bytes at every call."""
-    import torch
+def save_tokenizer(folder: Path) -> int:
+    """43 tokens, one per character; returns their number."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     vocabulary = {token: number for number, token in enumerate([*SPECIAL, *LETTERS])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -24,9 +23,18 @@ def make_tiny_model(folder: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=raw, unk_token="<unk>", eos_token="<end>", pad_token="<pad>"
     ).save_pretrained(folder)
+    return len(vocabulary)
+
+
+def make_tiny_model(folder: Path) -> None:
+    """The same bytes at every call."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    vocab_size = save_tokenizer(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=vocab_size,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,

@@ -18,6 +18,7 @@ from penstock.broker.queue import BEATS_PER_TTL
 from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
+from penstock.engine_layers import require_layers
 from penstock.model_path import check_model_path
 from penstock.runtime import service
 from penstock.runtime.address import advertised_host
@@ -67,6 +68,7 @@ async def start(config: Config) -> None:
     """Run with an SGLang server until stopped."""
     if not config.rollout.engine.url:
         check_model_path(config.actor.path, "actor.path")  # the engine would end with a traceback
+    require_layers(config.actor.path, "actor.path")
     await serve(config, bind(config), _sglang)
 
 

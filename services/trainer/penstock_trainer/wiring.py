@@ -9,11 +9,14 @@ import logging
 import os
 from pathlib import Path
 
+from transformers.utils.hub import cached_file
+
 from penstock.broker import check_memory, connect, needed_bytes
 from penstock.broker.lease import Lease, acquire_lease
 from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.durable import write_durably
+from penstock.engine_layers import CONFIG_FILE, require_layers
 from penstock.records.files import TRAINER_SUMMARY_FILE
 from penstock.records.run import RunRecords
 from penstock.run_home import RunHome
@@ -46,6 +49,7 @@ async def run_trainer(
     tables = PromptTables.of_cache() if train_rows.are_many else None
     prompts = await asyncio.to_thread(encode_prompts, config, train_rows, held_out_rows, tables)
     prompts.warn(config)
+    await asyncio.to_thread(_require_served, config.actor.path)
     folder = Path(config.run.root) / config.run.name
     step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
     queue = await connect(config)
@@ -70,6 +74,12 @@ async def run_trainer(
         if lease is not None:  # engines that share its GPU may wake once the lease is gone: not before this process is
             await asyncio.to_thread(lease.abandon if learner.has_gpu_turn else lease.release)
         await queue.close()
+
+
+def _require_served(path: str) -> None:
+    """ConfigError if the engine would build another model. Only here are the files of a name on the hub."""
+    without_errors = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    require_layers(path, "actor.path", cached_file(path, CONFIG_FILE, **without_errors))
 
 
 async def _live(life: Assembly) -> None:

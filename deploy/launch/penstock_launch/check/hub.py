@@ -9,13 +9,21 @@ HUB_SECONDS = 5.0
 NOT_FOUND = (401, 403, 404)  # the hub does not tell what is not there from what one may not see
 
 
+def cached_config(name: str) -> str | None:
+    """The file config.json of the model `name` in the cache of this host. Needs the extra `trainer`."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    return found if isinstance(found, str) else None
+
+
 def hub_line(name: str, key: str, what: str) -> Line:
     """Whether the model `name`, which `key` has, can be fetched. Needs the extra `trainer`."""
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
     neither = f"{key} is {name!r}: neither a folder, nor in the cache of the hub"
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+    if cached_config(name):
         return ok(what, f"{key} {name} is a name on Hugging Face's hub, and in the cache of this host")
     if constants.HF_HUB_OFFLINE:
         seen = f"{neither}, which HF_HUB_OFFLINE forbids to ask"

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from penstock.absent_path import looked_for
 from penstock.config import AgentSection, Config, DatasetSection, HeldOutSet, TrainingSet
+from penstock.engine_layers import require_layers
 from penstock.errors import ConfigError, PenstockError
 from penstock.model_path import check_model_path
 from penstock.workers.source_names import why_absent
-from penstock_launch.check.hub import hub_line
+from penstock_launch.check.hub import cached_config, hub_line
 from penstock_launch.check.precision import WHAT as PRECISION
 from penstock_launch.check.precision import precision_now
 from penstock_launch.doctor.model import WHAT as MODEL
@@ -43,7 +44,7 @@ def looks(config: Config) -> list[Look]:
     """In the order of the table."""
     has_reference, teacher = config.ref.path and config.kl_ctl, config.teacher.path
     return [
-        Look(TITLE, MODEL, lambda: [_model(config.actor.path, "actor.path", MODEL)]),
+        Look(TITLE, MODEL, lambda: [_policy(config.actor.path)]),
         *([Look(TITLE, REFERENCE, partial(_other, config.ref.path, "ref.path", REFERENCE))] if has_reference else []),
         *([Look(TITLE, TEACHER, partial(_other, teacher, "teacher.path", TEACHER))] if teacher else []),
         *(Look(TITLE, TEACHER, partial(_teacher_server, url)) for url in config.teacher.urls),
@@ -55,6 +56,19 @@ def looks(config: Config) -> list[Look]:
         Look(TITLE, PRECISION, lambda: precision_now(config)),
         Look(TITLE, RUN, lambda: run_lines(config)),
     ]
+
+
+def _policy(path: str) -> Line:
+    """Of the model that the engine serves, too."""
+    line = _model(path, "actor.path", MODEL)
+    by_name = path and not Path(path).is_dir() and not missing(["trainer"])
+    if line.verdict is Verdict.PROBLEM:
+        return line
+    try:
+        require_layers(path, "actor.path", cached_config(path) if by_name else None)
+    except ConfigError as error:
+        return problem(MODEL, str(error), "Set actor.path to a model whose layers SGLang builds (docs/models.md).")
+    return line
 
 
 def _other(path: str, key: str, what: str) -> list[Line]:

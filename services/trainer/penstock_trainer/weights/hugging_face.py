@@ -15,6 +15,7 @@ from transformers.utils.hub import cached_file
 
 from penstock.contracts import Dtype
 from penstock.durable import RUN_FOLDER_KEY, writing
+from penstock.engine_layers import INTERVAL, full_attention_interval
 from penstock.records.files import TRAINED_FILE
 from penstock_trainer.weights.files import (
     WEIGHTS_NAME,
@@ -39,10 +40,15 @@ COPIED_FILES = (
 
 
 def config_json(model: PreTrainedModel, dtype: Dtype) -> bytes:
-    """The model's config.json for weights in `dtype`."""
+    """The model's config.json for weights in `dtype`.
+
+    transformers drops a key, once it has the layers that it means, which an engine reads instead of them.
+    """
     config = copy.deepcopy(model.config)
     config.dtype = dtype
     config.architectures = [type(model).__name__]
+    if (interval := full_attention_interval(getattr(config, "layer_types", None) or [])) is not None:
+        setattr(config, INTERVAL, interval)
     return config.to_json_string().encode()
 
 

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from penstock_launch.check.paths import REFERENCE, TEACHER, looks
+from penstock.errors import ConfigError
+from penstock_launch.check.paths import REFERENCE, TEACHER, looks, require_paths
+from penstock_launch.doctor.model import WHAT as MODEL
 from penstock_launch.doctor.report import Verdict
 from tests.unit.reward.teacher.teacher_setup import FakeTeacher, serving
+from tests.unit.trainer.model.families import save_family
 from tests.unit.trainer.trainer_groups import config_for
 
 
@@ -42,3 +45,21 @@ async def test_each_server_of_a_teacher_is_asked_what_it_serves(qwen3: Path) -> 
     assert (line.verdict, other.verdict) == (Verdict.OK, Verdict.PROBLEM)
     assert line.seen == f"{fake.url} serves large, and reads sequences of up to 94 tokens"
     assert other.seen.startswith(f"teacher.urls names {absent}, which gave no answer to /server_info")
+
+
+@pytest.mark.parametrize("url", ["", "http://elsewhere:30000"])
+def test_a_model_that_the_engine_would_build_otherwise_is_a_problem(url: str, tmp_path: Path) -> None:
+    """Whoever starts the engine."""
+    folder = save_family("qwen3_moe with a dense layer", tmp_path)
+    config = config_for(folder, rollout={"engine": {"url": url}})
+    (line,) = next(each for each in looks(config) if each.what == MODEL).lines()
+    assert line.verdict is Verdict.PROBLEM
+    assert "config.json has mlp_only_layers [0]" in line.seen
+    with pytest.raises(ConfigError, match="mlp_only_layers"):
+        require_paths(config)
+
+
+def test_the_same_family_with_experts_in_all_layers_is_none(tmp_path: Path) -> None:
+    config = config_for(save_family("qwen3_moe", tmp_path))
+    (line,) = next(each for each in looks(config) if each.what == MODEL).lines()
+    assert line.verdict is Verdict.OK

@@ -301,6 +301,13 @@ def test_log_probabilities_are_after_temperature_whatever_the_users_environment_
         assert environment(EngineSection(), device, "m", 1, inherited)["SGLANG_RETURN_ORIGINAL_LOGPROB"] == "false"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_states_of_convolutions_are_kept_as_the_engine_computes(dtype: str) -> None:
+    section = EngineSection.model_validate({"dtype": dtype})
+    for device in ("cpu", "cuda"):
+        assert environment(section, device, "m", 1, {})["SGLANG_MAMBA_CONV_DTYPE"] == dtype
+
+
 def test_an_engine_on_a_cpu_sees_no_gpu(tmp_path: Path) -> None:
     visible = {"CUDA_VISIBLE_DEVICES": "2"}
     assert environment(EngineSection(), "cpu", str(tmp_path), 30000, visible)["CUDA_VISIBLE_DEVICES"] == ""

@@ -37,6 +37,8 @@ try:
     assign_req_to_token_pool_cpu()
 except RuntimeError as error:
     print(error)
+from sgl_kernel.mamba import chunk_gated_delta_rule_cpu
+assert callable(torch.ops.sgl_kernel.fused_gdn_gating_cpu)
 """
 
 

@@ -1,5 +1,6 @@
 """Mixtures of experts, recurrent layers and windows: packs equal each sequence alone, in values and gradients."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from transformers import (
 from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5Config
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForConditionalGeneration
 
+from penstock.engine_layers import require_layers
 from penstock.errors import ConfigError
 from penstock_trainer.batching.batch import Sample
 from penstock_trainer.batching.packing import Pack, make_packs, make_separate_packs
@@ -25,6 +27,7 @@ from penstock_trainer.learner.learner import Learner
 from penstock_trainer.model.loading import load_model
 from penstock_trainer.model.pack_model import PackModel
 from penstock_trainer.weights.files import LazyWeights, master_weights, published_weights
+from penstock_trainer.weights.hugging_face import config_json
 from tests.unit.trainer.batching.test_packing import objective, samples_of
 from tests.unit.trainer.model.adapted_learners import copies, lora_config, trained
 from tests.unit.trainer.model.families import (
@@ -226,3 +229,16 @@ def test_experts_are_published_one_by_one(tmp_path: Path) -> None:
         for number in range(NUM_EXPERTS)
         for part in ("gate", "up", "down")
     }
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_the_order_of_layers_is_exported_as_engines_read_it(name: str, tmp_path: Path) -> None:
+    """Also by a key that transformers drops when it loads a model without `layer_types`, as Qwen3-Next is published."""
+    save_family(name, tmp_path)
+    published = json.loads((tmp_path / "config.json").read_text())
+    del published["layer_types"]
+    (tmp_path / "config.json").write_text(json.dumps({**published, "full_attention_interval": 2}))
+    exported = config_json(load_model(str(tmp_path), "actor.path"), "float32")
+    (tmp_path / "config.json").write_bytes(exported)
+    assert json.loads(exported)["layer_types"] == ["linear_attention", "full_attention"]
+    require_layers(str(tmp_path), "actor.path")

@@ -86,6 +86,7 @@ def environment(
     variables |= {
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "SGLANG_MAMBA_CONV_DTYPE": section.dtype,  # else bfloat16: decoding would round what a prefill does not
         "SGLANG_RETURN_ORIGINAL_LOGPROB": "false",  # true: of temperature 1, whatever the tokens were sampled with
     }
     if Path(model_path).is_dir():

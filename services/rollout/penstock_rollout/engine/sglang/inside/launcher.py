@@ -7,11 +7,11 @@ script as `__mp_main__`), so its module level does what each process needs:
 1. The process dies with its parent, so a killed service leaves neither processes nor memory. (The first process is tied
    by `penstock.runtime.process.tied_command`, which starts this script.)
 2. On a CPU, it defines names that SGLang imports but never uses there: operators of torchvision, whose PyPI build needs
-   a torch for CUDA, and `sgl_kernel`, which needs AMX or (next to a torch for CUDA) a driver. It also removes the wait
-   for a GPU from SGLang's checksums of weights.
+   a torch for CUDA, and `sgl_kernel`, which needs AMX or (next to a torch for CUDA) a driver. Of `sgl_kernel`, it also
+   defines what GatedDeltaNet uses (`gated_delta`). It removes the wait for a GPU from SGLang's checksums of weights.
 3. On a CPU, it registers hooks for prefetching weights, batched attention, prefill of equal prompts, receiving weights,
-   seeded sampling and recorded experts (`prefetch`, `attention`, `prefill`, `receive`, `sampling`, `experts`) in
-   SGLang's own hook registry. The scheduler applies them before it loads the model.
+   seeded sampling, recorded experts and gated norms (`prefetch`, `attention`, `prefill`, `receive`, `sampling`,
+   `experts`, `gated_delta`) in SGLang's own hook registry. The scheduler applies them before it loads the model.
 4. On a GPU, the first process lets SGLang find the compiler that pip has installed (`toolkit`).
 
 Started as: python launcher.py DEVICE [arguments of sglang.launch_server]
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
+MAMBA = "sgl_kernel.mamba"
 
 # SGLang imports these names for speculative decoding and cache copies, which Penstock never turns on.
 SGL_KERNEL_NAMES = (
@@ -73,6 +74,7 @@ def define_missing_names() -> None:
         for name in SGL_KERNEL_NAMES:
             setattr(stub, name, _absent(name))
         sys.modules["sgl_kernel"] = stub
+        sys.modules[MAMBA] = _beside("gated_delta").define(stub)
     if not torch.cuda.is_available():
         torch.cuda.synchronize = lambda *_: None
 
@@ -92,8 +94,8 @@ def register_hooks() -> None:
     """Register the CPU hooks in SGLang; each process that needs them applies them itself."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    prefetch, attention, prefill, receive, sampling, experts = map(
-        _beside, ("prefetch", "attention", "prefill", "receive", "sampling", "experts")
+    prefetch, attention, prefill, receive, sampling, experts, gated_delta = map(
+        _beside, ("prefetch", "attention", "prefill", "receive", "sampling", "experts", "gated_delta")
     )
     for target, hook in {
         **prefetch.hooks(),
@@ -101,6 +103,7 @@ def register_hooks() -> None:
         **prefill.hooks(),
         **receive.hooks(),
         **experts.hooks(),
+        **(gated_delta.hooks() if MAMBA in sys.modules else {}),  # SGLang has its own where it has AMX
         **sampling.around_hooks(),
     }.items():
         HookRegistry.register(target, hook, HookType.AROUND)
