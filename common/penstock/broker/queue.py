@@ -112,7 +112,8 @@ class Queue:
     async def wait_for_wakeup(self, key: str, timeout_seconds: float) -> None:
         """Return once this list has an element, and take it out; or after the timeout."""
         seconds = max(0.001, min(timeout_seconds, self.longest_block_seconds))
-        await self.guard(self._calls.read("BLPOP", key, seconds), blocks_seconds=seconds)
+        # Twice: a connection that breaks at the end of a wait begins the wait again.
+        await self.guard(self._calls.read("BLPOP", key, seconds), blocks_seconds=2 * seconds)
 
     async def guard(self, call: Any, *, blocks_seconds: float = 0.0) -> Any:
         """Await a Redis call and turn its errors into Penstock's. blocks_seconds: for which the server may keep it."""
@@ -131,7 +132,7 @@ class Queue:
                     "bounds it"
                 ) from None
             raise QueueError(
-                f"redis.url {self.shown_url}: no answer within {self._timeout_seconds:g} s "
+                f"redis.url {self.shown_url}: no answer within {self._timeout_seconds + blocks_seconds:g} s "
                 f"(redis.timeout_seconds; {self._text(error) or 'it does not answer'}); "
                 "expected a running Redis or Valkey"
             ) from None

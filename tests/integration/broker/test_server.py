@@ -197,6 +197,21 @@ async def test_a_wait_whose_connection_breaks_goes_on(
     assert await worker.take(Stage.TICKETS) is not None
 
 
+async def test_a_wait_whose_connection_breaks_near_its_end_is_no_error(queue_config: Config) -> None:
+    """It begins again with all of its time, beyond that of one call."""
+    section = queue_config.redis.model_copy(update={"timeout_seconds": 2.0})
+    patient = await connect(queue_config.model_copy(update={"redis": section}))
+    try:
+        worker = make_worker(patient, queue_config)
+        assert await worker.take(Stage.TICKETS) is None
+        waiting = asyncio.create_task(worker.wait(timeout_seconds=4.0))
+        await asyncio.sleep(3.0)
+        await patient.client.client_kill_filter(_type="normal", skipme=True)
+        await waiting
+    finally:
+        await patient.close()
+
+
 async def test_a_frozen_redis_is_named(redis_server: EmbeddedServer, queue_config: Config) -> None:
     section = queue_config.redis.model_copy(update={"timeout_seconds": 2.0})
     queue = await connect(queue_config.model_copy(update={"redis": section}))

@@ -5,7 +5,7 @@
 -- MOST_WOKEN are woken at once, so that a storm of them does not hold up the queue; whoever takes an entry wakes the next
 -- (pass_on() in take.lua). A full server may wake nobody; those who wait ask again.
 local MOST_WOKEN = 64
-local WOKEN_MS = 10000  -- of a wake-up that nobody hears: the worker is dead, or asks by itself before it
+local WOKEN_MS = 10000  -- of a wake-up that nobody takes: the worker is dead or cut off; others ask meanwhile
 
 local function wake(waiting, count)
   redis.call('ZREMRANGEBYSCORE', waiting, '-inf', now())
