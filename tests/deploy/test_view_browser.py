@@ -363,6 +363,7 @@ def test_the_chosen_set_is_the_one_that_is_shown(of_two_sets: Viewer) -> None:
 
 def test_each_set_has_a_curve_on_the_first_page(of_two_sets: Viewer) -> None:
     of_two_sets.open()
+    assert "null" not in of_two_sets.page.locator("main").inner_text().splitlines()
     figures = of_two_sets.page.locator("dl.figures").inner_text().lower()
     assert "accuracy\n0.25 \u2192 0.75\n" in figures
     assert "accuracy hard\n0.00 \u2192 0.13\n" in figures

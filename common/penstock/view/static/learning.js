@@ -69,7 +69,7 @@ export async function show(state) {
   const title = runs.length === 1 ? runs[0].key : `${runs.length} runs`;
   return [
     el("h1", {}, title),
-    ...runs.flatMap((run) => [summary(run, runs.length > 1), stopped(run)]),
+    ...runs.flatMap((run) => [summary(run, runs.length > 1), stopped(run)].filter(Boolean)),
     el("div", { class: "charts" }, rewards(runs), ...waits(runs), ...small(runs)),
     el(
       "p",
