@@ -3,13 +3,17 @@
 Owns what runs on each, and its state. Invariants: a server has at most `max_running` questions, unless one request
 alone has more; one that has failed, or has just been named, is asked nothing but a probe, until it answers that.
 
-    up -- a request fails as in an outage --> down -- a probe, every few seconds --> answered --> up
+    up -- a request fails as in an outage --> down -- seconds later, and every few seconds: a probe --> answered --> up
+
+A server may answer probes and no request: its queue is full, or a proxy is before it. So it is left alone first, and
+questions that have failed there go to another one that is up, even if they have to wait for it.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from penstock.errors import EngineError
@@ -17,7 +21,7 @@ from penstock_reward.teacher.server import PROBE, TeacherServer
 
 log = logging.getLogger(__name__)
 
-PROBE_SECONDS = 2.0  # between two probes of a server that is down
+PROBE_SECONDS = 2.0  # before each probe of a server that has failed
 MAX_REASON_CHARS = 160
 NOT_ASKED = "none has been asked"
 
@@ -58,11 +62,15 @@ class TeacherServers:
         return f"no server of teacher.urls answers; {next(iter(self.down.values()), NOT_ASKED)}"
 
     @contextlib.asynccontextmanager
-    async def room(self, num_questions: int) -> AsyncIterator[TeacherServer]:
-        """The server that is up and has the least to do, once one has room; it has the questions until the end."""
+    async def room(self, num_questions: int, failed_at: Collection[TeacherServer] = ()) -> AsyncIterator[TeacherServer]:
+        """The server that is up and has the least to do, once it has room; it has the questions until the end.
+
+        failed_at: of each attempt of these questions that has failed, the server; those with fewer come first.
+        """
+        num_failed = Counter(failed_at)
         async with self._changed:
-            await self._changed.wait_for(lambda: self._free(num_questions) is not None)
-            state = self._free(num_questions)
+            await self._changed.wait_for(lambda: self._free(num_questions, num_failed) is not None)
+            state = self._free(num_questions, num_failed)
             assert state is not None
             state.num_running += num_questions
         try:
@@ -71,9 +79,9 @@ class TeacherServers:
             state.num_running -= num_questions
             await self._notify()
 
-    def _free(self, num_questions: int) -> _State | None:
+    def _free(self, num_questions: int, num_failed: Counter[TeacherServer]) -> _State | None:
         up = [each for each in self._states if each.is_up]
-        least = min(up, key=lambda each: each.num_running, default=None)
+        least = min(up, key=lambda each: (num_failed[each.server], each.num_running), default=None)
         if least is None or (least.num_running and least.num_running + num_questions > self._max_running):
             return None
         return least
@@ -95,11 +103,12 @@ class TeacherServers:
     async def _probe(self, state: _State) -> None:
         while True:
             await state.failed.wait()
+            if state.why_down:  # before its first answer it is asked at once
+                await self._sleep(PROBE_SECONDS)
             try:
                 await state.server.logprobs([PROBE])
             except (EngineError, TimeoutError) as error:
                 state.why_down = _short(str(error))
-                await self._sleep(PROBE_SECONDS)
                 continue
             state.failed.clear()
             state.is_up, state.why_down = True, ""

@@ -1,9 +1,9 @@
 """A teacher that servers have: the log-probabilities that it gives to the trained tokens of a group.
 
 Owns the attempts. Invariants: a trajectory gets all of its log-probabilities or a reason why it has none, and never a
-number that no server gave; an outage delays groups and fails none, however long it lasts: the trainer's watchdog ends
-such a run. What fails a group is its own: a question that the server refuses, or that was there when servers broke down
-and came back, MOST_BREAKDOWNS times.
+number that no server gave; a server that does not answer delays groups and fails none, however long that lasts: the
+trainer's watchdog ends such a run. What fails a group is its own: a question that the server refuses, or that was there
+when servers broke down and came back, MOST_BREAKDOWNS times.
 
     questions --> the first one --> the others, together --> answers
                     |   (so the server computes their common prompt once)
@@ -77,7 +77,7 @@ class Teacher:
         failures: list[tuple[TeacherServer, int]] = []
         last: Exception | None = None
         while True:
-            async with self.servers.room(len(questions)) as server:
+            async with self.servers.room(len(questions), [each for each, _ in failures]) as server:
                 # Of a server that is still down nobody knows yet what broke it.
                 num_breakdowns = sum(each.num_answered > number for each, number in failures)
                 if last is not None and num_breakdowns >= MOST_BREAKDOWNS:

@@ -11,7 +11,9 @@ from penstock.errors import EngineError, EngineRejectedError
 from penstock_reward.metrics import RewardMetrics
 from penstock_reward.teacher import servers
 from penstock_reward.teacher.questions import questions_of
-from penstock_reward.teacher.server import read_answer
+from penstock_reward.teacher.server import TeacherServer, read_answer
+from penstock_reward.teacher.teacher import Teacher
+from tests.patience import ANSWER_SECONDS
 from tests.unit.reward.teacher.teacher_setup import FakeTeacher, answering, logprob, serving, teacher_of
 from tests.unit.trainer.trainer_groups import completion, scored_group
 
@@ -101,6 +103,45 @@ async def test_an_outage_fails_no_group_however_long_it_lasts() -> None:
             assert list(teacher.servers.down) == [one.url]
             assert teacher.servers.not_ready is None
     assert sample(metrics, "teacher_failures_total", reason="error") >= 2
+
+
+async def test_a_server_that_answers_probes_is_left_alone_before_it_is_asked_again() -> None:
+    """Its queue is full for a while, say."""
+    num_sleeps = 0
+
+    async def until_it_has_room(seconds: float) -> None:
+        nonlocal num_sleeps
+        assert seconds == servers.PROBE_SECONDS
+        num_sleeps += 1
+
+    async def full(sequences: list[list[int]]) -> Response | None:
+        return Response("the queue is full", 503) if num_sleeps == 0 and sequences != [[0, 0]] else None
+
+    async with serving(FakeTeacher()) as fake:
+        fake.fault = full
+        asked = servers.TeacherServers([TeacherServer(fake.url, ANSWER_SECONDS)], 16, until_it_has_room)
+        async with answering(Teacher(asked, RewardMetrics(), max_running=16)) as teacher:
+            answers = await teacher.taught(group_of(), [True] * 4)
+    assert answers.failed == {}
+    assert (num_sleeps, fake.num_probes) == (1, 2), "the first probe is at once"
+
+
+async def test_a_server_that_answers_nothing_but_probes_fails_no_group_beside_another_one() -> None:
+    """However busy the other one is."""
+
+    async def refuse(sequences: list[list[int]]) -> Response | None:
+        return Response("bad gateway", 502) if sequences != [[0, 0]] else None
+
+    async def slow(sequences: list[list[int]]) -> None:
+        if sequences != [[0, 0]]:
+            await asyncio.sleep(0.1)
+
+    async with serving(FakeTeacher()) as bad, serving(FakeTeacher()) as good:
+        bad.fault, good.fault = refuse, slow
+        async with answering(teacher_of(bad.url, good.url, max_running_requests=4)) as teacher:
+            found = await asyncio.gather(*(teacher.taught(group_of(), [True] * 4) for _ in range(8)))
+    assert [each.failed for each in found] == [{}] * 8
+    assert bad.asked
 
 
 async def test_a_server_that_is_not_there_yet_delays_the_first_groups() -> None:
