@@ -47,11 +47,12 @@ async def run_trainer(
     if rank_device(config.trainer.device, info).type == "cpu":
         keep_freed_memory()
     tables = PromptTables.of_cache() if train_rows.are_many else None
-    prompts = await asyncio.to_thread(encode_prompts, config, train_rows, held_out_rows, tables)
-    prompts.warn(config)
-    await asyncio.to_thread(_require_served, config.actor.path)
     folder = Path(config.run.root) / config.run.name
     step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
+    has_begun = step_files.journal.exists
+    prompts = await asyncio.to_thread(encode_prompts, config, train_rows, held_out_rows, tables, has_begun=has_begun)
+    prompts.warn(config)
+    await asyncio.to_thread(_require_served, config.actor.path)
     queue = await connect(config)
     lease: Lease | None = None
     try:

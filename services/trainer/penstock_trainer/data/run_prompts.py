@@ -135,6 +135,8 @@ def encode_prompts(
     train_rows: Iterable[Row],
     held_out_rows: Mapping[str, list[Row]],
     tables: PromptTables | None = None,
+    *,
+    has_begun: bool = False,
 ) -> Prompts:
     """The rows as tokens, held-out ones by set.
 
@@ -142,14 +144,15 @@ def encode_prompts(
     at. None: in memory.
 
     DataError for rows that cannot be prompts of this run, ConfigError for another model's teacher, or for
-    one whose servers do not answer.
+    one whose servers do not answer, unless the run has begun.
     """
     vocabulary = load_vocabulary(config.actor.path)
     teacher, longest = config.teacher, _longest_of_run(config, vocabulary)
     if teacher.path:
         check_teacher(teacher.path, config.actor.path, vocabulary, longest)
     if teacher.urls:
-        check_servers(teacher.urls, config.actor.path, token_texts(vocabulary), vocabulary.size, longest)
+        texts = token_texts(vocabulary)
+        check_servers(teacher.urls, config.actor.path, texts, vocabulary.size, longest, has_begun=has_begun)
     make = _episode_prompts if config.agent.enabled else _token_prompts
     return make(config, vocabulary, train_rows, held_out_rows, tables)
 

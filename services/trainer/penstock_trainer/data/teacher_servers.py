@@ -4,6 +4,7 @@ Owns the questions: the text of each token, the size of the vocabulary, the long
 answers, so that its folder need not be visible here. Log-probabilities are the reward service's to ask. Synchronous.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,14 @@ from penstock.engine_limits import longest_sequence
 from penstock.errors import ConfigError
 from penstock.runtime.requests import transport_fault
 
+log = logging.getLogger(__name__)
+
 TOKENS_AT_ONCE = 8192
 TIMEOUT_SECONDS = 30.0  # a server that computes for others answers later than at once
+
+
+class TeacherAwayError(ConfigError):
+    """A server that gives no answer now, or is too busy for one. It may be back later."""
 
 
 @dataclass(frozen=True)
@@ -33,24 +40,36 @@ def describe(url: str) -> TeacherInfo:
         return _describe(http, url)
 
 
-def check_servers(urls: Sequence[str], policy_path: str, texts: Sequence[str], size: int, longest: int) -> None:
+def check_servers(
+    urls: Sequence[str], policy_path: str, texts: Sequence[str], size: int, longest: int, *, has_begun: bool = False
+) -> None:
     """ConfigError if one of them is absent, or its teacher reads other tokens than the policy writes, or fewer.
 
     texts: of the policy's tokens, one by one. size: of its embeddings. longest: tokens of the longest sequence of the
-    run.
+    run. has_begun: whether the run has: then one that is away is passed over with a warning, since a trainer may start
+    again at any time.
     """
     for url in urls:
-        with _client(url) as http:
-            info = _describe(http, url)
-            seen = f"teacher.urls names {url}, which serves {info.model!r}, and actor.path is {policy_path!r}"
-            _require_tokens(http, url, seen, texts)
-            _require_embeddings(http, url, seen, size)
-            if info.longest < longest:
-                raise ConfigError(
-                    f"{seen}: the teacher reads up to {info.longest} tokens there, and a sequence of this run may have "
-                    f"{longest}; expected a server with as long a context (--context-length, --max-total-tokens), or a "
-                    "lower rollout.engine.context_length"
-                )
+        try:
+            _check_server(url, policy_path, texts, size, longest)
+        except TeacherAwayError as error:
+            if not has_begun:
+                raise
+            log.warning("%s. The run has begun: groups wait for it, and its tokens are not compared now", error)
+
+
+def _check_server(url: str, policy_path: str, texts: Sequence[str], size: int, longest: int) -> None:
+    with _client(url) as http:
+        info = _describe(http, url)
+        seen = f"teacher.urls names {url}, which serves {info.model!r}, and actor.path is {policy_path!r}"
+        _require_tokens(http, url, seen, texts)
+        _require_embeddings(http, url, seen, size)
+    if info.longest < longest:
+        raise ConfigError(
+            f"{seen}: the teacher reads up to {info.longest} tokens there, and a sequence of this run may have "
+            f"{longest}; expected a server with as long a context (--context-length, --max-total-tokens), or a "
+            "lower rollout.engine.context_length"
+        )
 
 
 def _require_tokens(http: httpx.Client, url: str, seen: str, texts: Sequence[str]) -> None:
@@ -117,7 +136,7 @@ def _send(http: httpx.Client, url: str, path: str, body: dict[str, Any] | None =
             return http.get(path)
         return http.post(path, content=msgspec.json.encode(body), headers={"Content-Type": "application/json"})
     except httpx.TransportError as error:
-        raise ConfigError(
+        raise TeacherAwayError(
             f"teacher.urls names {url}, which gave no answer to {path}: {transport_fault(error)}. Expected an SGLang "
             "server of the teacher: start it before the run"
         ) from None
@@ -125,12 +144,13 @@ def _send(http: httpx.Client, url: str, path: str, body: dict[str, Any] | None =
 
 def _json(response: httpx.Response, url: str) -> Any:
     if response.status_code != 200:
-        raise _no_sglang(url, f"it answered {response.url.path} with {response.status_code}: {response.text[:200]}")
+        seen = f"it answered {response.url.path} with {response.status_code}: {response.text[:200]}"
+        raise _no_sglang(url, seen, TeacherAwayError if response.status_code >= 500 else ConfigError)
     try:
         return response.json()
     except ValueError:
         raise _no_sglang(url, f"it answered {response.url.path} with {response.text[:200]!r}") from None
 
 
-def _no_sglang(url: str, seen: str) -> ConfigError:
-    return ConfigError(f"teacher.urls names {url}, and {seen}; expected an SGLang server of the teacher")
+def _no_sglang(url: str, seen: str, kind: type[ConfigError] = ConfigError) -> ConfigError:
+    return kind(f"teacher.urls names {url}, and {seen}; expected an SGLang server of the teacher")

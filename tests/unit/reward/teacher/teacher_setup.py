@@ -36,16 +36,22 @@ class FakeTeacher:
         self.longest = 100
         self.texts = ["<unk>"]
         self.num_embeddings = 0
+        self.is_full = False
         self.url = ""
 
     def app(self) -> FastAPI:
         app = FastAPI()
         app.post("/generate")(self.generate)
         app.post("/detokenize")(self.detokenize)
-        app.get("/server_info")(lambda: {"max_total_num_tokens": 65536, "page_size": 1, "version": "0"})
+        app.get("/server_info")(self.server_info)
         app.get("/model_info")(lambda: {"model_path": "large"})
         app.get("/v1/models")(lambda: {"data": [{"max_model_len": self.longest}]})
         return app
+
+    def server_info(self) -> Response:
+        if self.is_full:
+            return Response("the queue is full", 503)
+        return JSONResponse({"max_total_num_tokens": 65536, "page_size": 1, "version": "0"})
 
     async def detokenize(self, request: Request) -> dict[str, Any]:
         return {"text": [self.texts[token] for (token,) in (await request.json())["tokens"]]}

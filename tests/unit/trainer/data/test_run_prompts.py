@@ -99,6 +99,38 @@ async def test_the_servers_of_a_teacher_are_compared_before_anything_is_loaded(t
     assert "gave no answer to /server_info: ConnectError (Connection refused)" in await refusal()
 
 
+async def test_a_trainer_of_a_run_that_has_begun_starts_while_a_server_of_the_teacher_is_away(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any process may be killed at any time. A server that answers is compared still."""
+    rows = [Row(f"{number}+1=", "") for number in range(4)]
+    async with serving(FakeTeacher()) as early:
+        absent = early.url
+    async with serving(FakeTeacher()) as fake:
+        fake.longest, fake.texts = 256, token_texts(load_vocabulary(str(tiny_model)))
+        config = config_for(
+            tiny_model,
+            data={"train": {"path": "unused.jsonl"}, "batch_size": 2},
+            sampling={"max_new_tokens": 4},
+            teacher={"urls": [absent, fake.url]},
+        )
+
+        async def encoded(*, has_begun: bool) -> int:
+            return len((await asyncio.to_thread(encode_prompts, config, rows, {}, has_begun=has_begun)).train)
+
+        with pytest.raises(ConfigError, match="gave no answer to /server_info"):
+            await encoded(has_begun=False)
+        assert await encoded(has_begun=True) == 4
+        assert f"{absent}, which gave no answer" in caplog.text
+        assert "The run has begun: groups wait for it" in caplog.text
+        fake.is_full = True
+        assert await encoded(has_begun=True) == 4
+        assert "503: the queue is full" in caplog.text
+        fake.is_full, fake.longest = False, 64
+        with pytest.raises(ConfigError, match="reads up to 58 tokens there"):
+            await encoded(has_begun=True)
+
+
 def lengthy(model: Path, too_long: str, **data: Any) -> Config:
     """A run whose engines take prompts of at most 4 tokens."""
     return config_for(
