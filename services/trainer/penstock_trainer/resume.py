@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from penstock.contracts import PolicyIdentity
 from penstock.contracts.ledger import LedgerState
-from penstock.errors import WeightsError
+from penstock.errors import ConfigError, WeightsError
 from penstock_trainer.checkpoints.folders import Checkpoints
 from penstock_trainer.checkpoints.history import History, newest_checkpoint
 from penstock_trainer.checkpoints.settings import StepConfigs
@@ -83,7 +83,8 @@ def restore(
 ) -> ResumePoint:
     """Bring the learner to the end of the ledger, and give it the present settings. Blocking: call it in a thread.
 
-    digest_of: version -> identity of the learner's current weights. WeightsError if a replayed step differs.
+    digest_of: version -> identity of the learner's current weights. WeightsError if a replayed step differs,
+    ConfigError if its groups lack what the present settings need.
     on_replayed: called with each step that is trained again, in order.
     """
     position = ResumePoint(0, 0)
@@ -105,6 +106,12 @@ def restore(
             )
         groups = step_files.read(step)
         config = configs.config if step is ledger.unfinished else configs.of(step)
+        if config.teacher.urls and not all(each.is_taught for each in groups):
+            raise ConfigError(
+                f"step {step.number} was scored before teacher.urls named servers, and is trained again as configured "
+                "now, since its weights or its configuration were not recorded: start once with teacher.urls as it "
+                "was, and set it after a further step"
+            )
         learner.use(config, num_steps=configs.num_steps(config))
         result = learner.update(groups, version=position.version, max_lag=step.max_lag)
         version = position.version + int(result.changed)

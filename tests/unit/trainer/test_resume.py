@@ -20,7 +20,7 @@ from penstock.contracts.ledger import (
     encode_record,
 )
 from penstock.contracts.log_ratios import LogRatiosFile
-from penstock.errors import DataError, WeightsError
+from penstock.errors import ConfigError, DataError, WeightsError
 from penstock_trainer.checkpoints.folders import CheckpointMeta, Checkpoints
 from penstock_trainer.checkpoints.history import newest_checkpoint
 from penstock_trainer.checkpoints.settings import StepConfigs
@@ -211,6 +211,18 @@ def test_a_step_whose_weights_were_never_recorded_is_trained(tmp_path: Path, mod
     second = Life(tmp_path, model, first.ledger)
     assert second.restore() == ResumePoint(2, 2)
     assert second.digest(2) == expected
+
+
+def test_a_step_that_was_scored_without_the_teacher_of_now_says_what_to_do(tmp_path: Path, model: Path) -> None:
+    first = Life(tmp_path, model)
+    first.train(range(2))
+    taught: dict[str, object] = {"teacher": {"urls": ["http://localhost:1"]}}
+    assert Life(tmp_path, model, first.ledger, changes=taught).restore() == ResumePoint(2, 2)
+    first.ledger.policies.pop(2)
+    del first.ledger.weights[2]
+    with pytest.raises(ConfigError, match=r"step 2 was scored before .*: start once with teacher\.urls as it was"):
+        Life(tmp_path, model, first.ledger, changes=taught).restore()
+    assert Life(tmp_path, model, first.ledger).restore() == ResumePoint(2, 2)
 
 
 def test_a_missing_step_file_is_an_error(tmp_path: Path, model: Path) -> None:
