@@ -245,7 +245,8 @@ class Worker:
         """`hand_over` and then `take`, in one script: a busy worker needs one call for each group."""
         keys, form = self._queue.keys, stored(message)
         # A new name: a late worker must not overwrite the parts that the holder published. What a teacher adds gets
-        # that of its group: there NX keeps the first one, and any worker's is as good.
+        # that of its group: there NX keeps the first one. If it covers other trajectories than this worker has scored,
+        # the trainer issues the ticket again.
         is_new = Part.COMPLETIONS in form.parts
         name = uuid.uuid4().hex if is_new else delivery.parts
         if not name:
