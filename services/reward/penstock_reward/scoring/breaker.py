@@ -240,7 +240,3 @@ class Breakers:
     def open_ones(self) -> dict[str, str]:
         """By function, why its breaker is open."""
         return {each.function: each.why for each in self._breakers.values() if each.state is not BreakerState.CLOSED}
-
-    def describe(self) -> str:
-        """The open breakers and why they are open, in words; empty if none is open."""
-        return "; ".join(f"{function} ({why})" for function, why in self.open_ones().items())

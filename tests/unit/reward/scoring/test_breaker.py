@@ -233,7 +233,6 @@ async def test_parked_groups_go_on_in_order_and_none_fails_by_the_outage() -> No
         await until(lambda: {"6", "7"} <= queue.handed_over.keys())  # another function's groups pass the parked ones
         assert setup.open() == 1
         assert setup.open("math") is None
-        assert "exact_match (" in setup.scoring.breakers.describe()
         assert "failures in a row, last: " in setup.scoring.breakers.open_ones()["exact_match"]
         probes = len(server.rounds)
         await until(lambda: len(server.rounds) >= probes + 5)
@@ -248,7 +247,6 @@ async def test_parked_groups_go_on_in_order_and_none_fails_by_the_outage() -> No
     assert queue.order[0] == "0"
     assert queue.order[3:] == sorted(queue.order[3:])
     assert setup.open() == 0
-    assert setup.scoring.breakers.describe() == ""
     assert setup.scoring.breakers.open_ones() == {}
     assert permits.num_parked == 0
 
