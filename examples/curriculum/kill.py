@@ -4,9 +4,11 @@
 that started first, so what is killed is its SGLang.
 """
 
+import argparse
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from penstock.errors import ConfigError
@@ -27,11 +29,22 @@ def victims(folder: Path, service: str) -> list[int]:
     return [each.pid for each in chosen]
 
 
-def main(folder: str, service: str) -> None:
-    for pid in victims(Path(folder), service):
+def main(arguments: Sequence[str]) -> int:
+    """The exit code."""
+    parser = argparse.ArgumentParser(prog="python -m examples.curriculum.kill")
+    parser.add_argument("folder", type=Path, help="of the run")
+    parser.add_argument("service", help=" or ".join(SERVICES))
+    given = parser.parse_args(arguments)
+    try:
+        pids = victims(given.folder, given.service)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    for pid in pids:
         os.kill(pid, signal.SIGKILL)
-        print(f"killed {pid} ({service})")
+        print(f"killed {pid} ({given.service})")
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

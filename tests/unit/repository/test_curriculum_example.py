@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from examples.curriculum.kill import victims
+from examples.curriculum.kill import main, victims
 from examples.curriculum.sums import lines
 from penstock.errors import ConfigError
 from penstock.records.processes import KnownProcess, KnownProcesses
@@ -37,3 +37,11 @@ def test_only_live_processes_of_the_run_are_killed(tmp_path: Path) -> None:
     for folder, service in ((tmp_path, "reward"), (tmp_path / "none", "trainer")):
         with pytest.raises(ConfigError, match="no live process"):
             victims(folder, service)
+
+
+def test_wrong_arguments_get_a_message_and_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "reward"]) == 2
+    assert "has no live process of 'reward': expected" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path)])
+    assert "usage: python -m examples.curriculum.kill" in capsys.readouterr().err
