@@ -93,11 +93,12 @@ class Failures:
 class NoGradient:
     """Tickets in a row that gave no gradient. Their end: `num_tickets` right ones in a row, or as many that are not.
 
-    lowest: the lowest reward of the right ones, once there are enough in a row: nothing changes it then; else None.
+    lowest: the lowest reward of the right ones, once there are enough in a row: no further ticket without a gradient
+    changes it then; else None. highest: of the same ones, the reward of the ticket with the highest.
 
     >>> row = NoGradient(num_tickets=2)
-    >>> [row.add(right) for right in (None, 1.0, 1.5)], row.lowest
-    ([False, False, False], 1.0)
+    >>> [row.add(right) for right in (None, 1.0, 1.5)], row.lowest, row.highest
+    ([False, False, False], 1.0, 1.5)
     >>> row.end()
     >>> [row.add(right) for right in (None, 1.0, None)], row.lowest
     ([False, False, True], None)
@@ -110,7 +111,7 @@ class NoGradient:
     def end(self) -> None:
         """A ticket has given a gradient."""
         self._num = self._num_right = self._right_in_a_row = 0
-        self._lowest = math.inf
+        self._lowest, self.highest = math.inf, -math.inf
 
     def add(self, right: float | None) -> bool:
         """Count a ticket; whether too many were not right."""
@@ -118,11 +119,11 @@ class NoGradient:
             return False
         self._num += 1
         if right is None:
-            self._right_in_a_row, self._lowest = 0, math.inf
+            self._right_in_a_row, self._lowest, self.highest = 0, math.inf, -math.inf
         else:
             self._num_right += 1
             self._right_in_a_row += 1
-            self._lowest = min(right, self._lowest)
+            self._lowest, self.highest = min(right, self._lowest), max(right, self.highest)
         return self._num - self._num_right == self.num_tickets
 
     @property

@@ -4,8 +4,8 @@ Owns the decision. Invariant: once the ledger names it, no step is trained after
 `eval.patience` is raised or 0 then, or `eval.success` is above what solved the task.
 
 solved      the last 10 batches of tickets gave no gradient, since all of their completions were right: their rewards
-            reach `eval.success`, no step had a higher one, and some step had a lower one. So a reward that is always
-            the same never counts as solved: it may be a function that does not look at its completion.
+            reach `eval.success`, none of them and no step had a higher one, and some step had a lower one. So a reward
+            that is always the same never counts as solved: it may be a function that does not look at its completion.
 patience    made of the lines of evaluations that have ended, so a trainer that is killed before the ledger names the
             decision makes it again. Evaluations end during later steps: the run ends after the step that is the last
             one when the deciding result is there.
@@ -83,11 +83,12 @@ class EarlyStop:
 
     async def _solved(self) -> EarlyStopRecord | None:
         row = self._book.without_gradient
-        lowest, stall, steps = row.lowest, row.error, self._num_steps()
+        lowest, highest, stall, steps = row.lowest, row.highest, row.error, self._num_steps()
         if lowest is None:
             return None
         seen = await asyncio.to_thread(self._reward_range)
-        if seen is None or not seen[0] < lowest >= seen[1]:
+        # Tickets of the row may be in no step yet, or never.
+        if seen is None or not seen[0] < lowest >= max(highest, seen[1]):
             raise stall
         success = self._section.success
         return EarlyStopRecord(

@@ -1,5 +1,6 @@
 """When a run ends early, and that a later life keeps to it."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -46,10 +47,10 @@ class Ledger:
         made.restore(before)
         return made
 
-    def end_without_gradient(self, right: float) -> None:
-        """Ten tickets, all of whose completions have this reward."""
-        for number in self.book.issue()[:10]:
-            self.book.drop(number, DropReason.DEGENERATE, right=right)
+    def end_without_gradient(self, *right: float) -> None:
+        """Ten tickets, all of whose completions have this reward; of several, each in turn."""
+        for number, reward in zip(self.book.issue()[:10], itertools.cycle(right), strict=False):
+            self.book.drop(number, DropReason.DEGENERATE, right=reward)
 
 
 async def test_a_run_ends_after_as_many_evaluations_without_a_better_one() -> None:
@@ -129,6 +130,17 @@ async def test_a_reward_that_may_be_a_constant_or_not_the_highest_is_a_stall(
     with pytest.raises(StallError, match=r"all rewards were equal \(10 of them were right: eval.success\); expected"):
         await life.decided()
     assert run.records == [], why
+
+
+async def test_a_reward_below_another_one_of_these_tickets_is_a_stall() -> None:
+    """They may be in no step yet, or never: what they are is known all the same."""
+    run = Ledger()
+    run.steps, run.rewards = 38, (0.0, 1.0)
+    life = run.life()
+    run.end_without_gradient(1.25, 1.0)
+    with pytest.raises(StallError, match="10 of them were right"):
+        await life.decided()
+    assert run.records == []
 
 
 @pytest.mark.parametrize(

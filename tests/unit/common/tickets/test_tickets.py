@@ -124,6 +124,7 @@ def test_right_answers_for_ten_batches_are_no_stall_until_a_gradient_comes() -> 
     [number] = book.issue()
     book.drop(number, DropReason.DEGENERATE, right=1.25)
     assert book.without_gradient.lowest == 1.0
+    assert book.without_gradient.highest == 1.5
     arrive_alone(book, None)  # comes before anybody has looked: the run is solved all the same
     assert book.without_gradient.lowest == 1.0
     arrive_alone(book, None, has_gradient=True)
