@@ -1,4 +1,4 @@
-"""Ends a run before all of its steps: its task is solved, or its evaluations have stopped to improve (`eval.patience`).
+"""Ends a run before all of its steps: its task is solved, or its evaluations no longer improve (`eval.patience`).
 
 Owns the decision. Invariant: once the ledger names it, no step is trained after it, in this life or a later one, unless
 `eval.patience` is raised or 0 then, or `eval.success` is above what solved the task.
