@@ -57,12 +57,14 @@ class EarlyStop:
         if record is None or record.steps != self._num_steps():
             return
         if record.solved_tickets:
-            holds, advice = self._section.success <= record.best, "raise eval.success"
+            # With a higher eval.success the same groups would end the run as a failure.
+            holds = self._section.success <= record.best
+            advice = "begin a run with final/ as actor.path and harder prompts"
         else:
             holds = 0 < self._section.patience <= record.patience
-            advice = "raise eval.patience, or set it to 0,"
+            advice = "raise eval.patience, or set it to 0"
         if holds:
-            log.warning("%s; %s to train on", described(record), advice)
+            log.warning("%s; %s, to train on", described(record), advice)
             self._decide()
 
     async def decided(self) -> bool:

@@ -146,13 +146,16 @@ async def test_a_reward_below_another_one_of_these_tickets_is_a_stall() -> None:
 @pytest.mark.parametrize(
     ("success", "steps", "ends"), [(1.0, 38, True), (0.5, 38, True), (1.5, 38, False), (1.0, 39, False)]
 )
-async def test_a_later_life_of_a_solved_run_trains_nothing(success: float, steps: int, ends: bool) -> None:
+async def test_a_later_life_of_a_solved_run_trains_nothing(
+    success: float, steps: int, ends: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """Unless more is asked of its completions; and whatever its patience is."""
     run = Ledger()
     run.steps = steps
     before = EarlyStopRecord(38, metric="reward", best=1.0, best_steps=38, solved_tickets=80, success=1.0)
     assert await run.life(before, success=success, patience=0).decided() == ends
     assert (run.book.issue() == []) == ends
+    assert ("begin a run with final/ as actor.path and harder prompts, to train on" in caplog.text) == ends
 
 
 def test_the_ledger_has_the_last_decision() -> None:
