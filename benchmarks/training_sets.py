@@ -105,6 +105,7 @@ def measure(side: str, model: str, folder: Path, *, of_episodes: bool = False) -
     rows = with_rewards(training_rows(config.data, of_episodes=of_episodes), config.all_rewards.functions)
     begun = BegunRows(rows, source_states(config))
     prompts = encode_prompts(config, begun, {}, None if side == "memory" else PromptTables(folder / "penstock"))
+    begun.close()
     digest = prompts.run_record(config).dataset_digest
     draws = Draws(prompts.train, prompts.sampling(config), config)
     draws.ticket(0, attempt=0, policy_version=0)

@@ -29,13 +29,18 @@ async def start(config: Config) -> None:
     service = Service(config.trainer.host, config.trainer.port, "trainer.port")
     check_model_path(config.actor.path, "actor.path")
     require_trackers(config.tracking)
-    rows = training_rows(config.data, of_episodes=config.agent.enabled)
-    train = BegunRows(with_rewards(rows, config.all_rewards.functions), source_states(config))
+    train = _begun(config)
     held_out = load_held_out(config)
     # Importing torch takes seconds: errors that can be found without it have been reported before.
     from penstock_trainer.wiring import run_trainer
 
     await run_trainer(config, service, info, train, held_out)
+
+
+def _begun(config: Config) -> BegunRows:
+    states = source_states(config)  # before the first row is read
+    rows = training_rows(config.data, of_episodes=config.agent.enabled)
+    return BegunRows(with_rewards(rows, config.all_rewards.functions), states)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ async def run_trainer(
         keep_freed_memory()
     tables = PromptTables.of_cache() if train_rows.are_many else None
     prompts = await asyncio.to_thread(encode_prompts, config, train_rows, held_out_rows, tables)
+    train_rows.close()
     prompts.warn(config)
     await asyncio.to_thread(_require_served, config.actor.path)
     folder = Path(config.run.root) / config.run.name

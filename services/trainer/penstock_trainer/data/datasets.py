@@ -75,6 +75,10 @@ class BegunRows:
         first, self._first = self._first, []
         return chain(first, self._rest)
 
+    def close(self) -> None:
+        """Forget what was read, and give up the file that is open."""
+        self._first, self._rest = [], iter(())
+
 
 def source_states(config: Config) -> list[Any]:
     """What tells that the sources of the training sets still have the same rows; DataError if one is not there."""

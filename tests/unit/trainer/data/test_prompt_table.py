@@ -383,6 +383,23 @@ def test_rows_of_a_small_set_are_all_checked_at_once(tiny_model: Path, file: Pat
     assert list(begun) == load_training_rows(made.data)
 
 
+def test_rows_that_a_table_stands_for_are_forgotten(tiny_model: Path, file: Path, tables: PromptTables) -> None:
+    """And their file is closed, though they were read in part only."""
+
+    def is_open() -> bool:
+        return any(os.path.realpath(each) == str(file.resolve()) for each in Path("/proc/self/fd").iterdir())
+
+    made = config(tiny_model, file)
+    read(made, tables)
+    begun = begin(made)
+    prompts = encode_prompts(made, begun, {}, tables)
+    assert is_open()
+    begun.close()
+    assert not is_open()
+    assert list(begun) == []
+    assert len(prompts.train) == NUM_ROWS
+
+
 def test_the_key_depends_on_what_makes_prompts(
     tiny_model: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
