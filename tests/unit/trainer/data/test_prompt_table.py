@@ -36,7 +36,7 @@ from penstock_trainer.data.tokenizer import load_vocabulary
 from tests.unit.trainer.data.chat_models import CHATML, characters
 from tests.unit.trainer.trainer_groups import config_for
 
-NUM_ROWS = 2 * BLOCK_ROWS + 3
+NUM_ROWS = 16 * BLOCK_ROWS + 3
 REWARD = {"functions": {"exact_match": 1.0, "math": 0.0}}
 CONTENTS = "contents.json"
 
@@ -156,10 +156,10 @@ def test_prompts_are_read_by_any_index(tiny_model: Path, file: Path, tables: Pro
     table = table_of(read(config(tiny_model, file), tables))
     assert len(table) == NUM_ROWS
     assert [table[number].answer for number in (BLOCK_ROWS, 0, -1, BLOCK_ROWS - 1)] == [
-        "129",
+        str(BLOCK_ROWS + 1),
         "1",
         str(NUM_ROWS),
-        "128",
+        str(BLOCK_ROWS),
     ]
     assert [prompt.answer for prompt in table[1:5:2]] == ["2", "4"]
     with pytest.raises(IndexError):
