@@ -15,7 +15,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, overload
 
@@ -88,7 +88,10 @@ _decoder = msgspec.msgpack.Decoder(_Record)
 
 
 class PromptTable(Sequence[EncodedPrompt]):
-    """The prompts of a table. Reading one costs a read of `BLOCK_ROWS`; an open table outlives its folder."""
+    """The prompts of a table. Reading one costs a read of `BLOCK_ROWS`.
+
+    An open table gives its prompts also when its folder is deleted; `with_hashes` needs the folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         """OSError, pa.ArrowException or msgspec.MsgspecError if it cannot be read."""
@@ -138,12 +141,12 @@ class PromptTable(Sequence[EncodedPrompt]):
     def _hashes(self, content: str) -> Iterator[Any]:
         """uint64[prompts of `COMPARED_BLOCKS` blocks], in order. Mapped, so that little else is read of the file."""
         options = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index(content)])
-        try:
-            file = pa.memory_map(str(self.folder / TABLE))
-        except OSError as error:
-            raise self._damaged(str(error.strerror)) from error
-        with file:
-            reader = pa.ipc.open_file(file, options=options)
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(pa.memory_map(str(self.folder / TABLE)))
+                reader = pa.ipc.open_file(file, options=options)
+            except (OSError, pa.ArrowException) as error:
+                raise self._damaged(_reason(error)) from error
             numbers = range(reader.num_record_batches)
             for first in numbers[::COMPARED_BLOCKS]:
                 blocks = [self._block(reader, number) for number in numbers[first : first + COMPARED_BLOCKS]]
@@ -153,7 +156,7 @@ class PromptTable(Sequence[EncodedPrompt]):
         try:
             return reader.get_batch(block)
         except (OSError, pa.ArrowException) as error:
-            raise self._damaged(" ".join(str(error).split())[:200]) from error
+            raise self._damaged(_reason(error)) from error
 
     def _prompt(self, block: Any, place: int, number: int) -> EncodedPrompt:
         record = block.column("record")[place].as_py()
@@ -175,6 +178,13 @@ class PromptTable(Sequence[EncodedPrompt]):
             f"{self.folder / TABLE} is damaged ({reason}): expected the prompts that a trainer wrote there, and that "
             f"nothing changes it; delete {self.folder}, and the next start makes it again from the rows"
         )
+
+
+def _reason(error: Exception) -> str:
+    """Of Arrow, whose text for a file that cannot be opened is long, and begins with its path."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return " ".join(str(error).split())[:200]
 
 
 def set_sizes(prompts: Sequence[EncodedPrompt]) -> dict[str, int]:

@@ -305,6 +305,8 @@ def test_a_table_that_changes_under_the_run_is_refused(tiny_model: Path, file: P
     os.truncate(path, place)
     with pytest.raises(DataError, match=rf"{TABLE} is damaged"):
         table[NUM_ROWS - 1]
+    with pytest.raises(DataError, match=rf"{TABLE} is damaged \(.*delete .*makes it again"):
+        shared_prompts([table[0]], table)
     path.unlink()
     with pytest.raises(DataError, match=rf"{TABLE} is damaged \(No such file"):
         shared_prompts([table[0]], table)
