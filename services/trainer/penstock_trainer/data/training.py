@@ -94,7 +94,7 @@ class Training:
             return list(self._fitting(rows)), [*self._lengths.values()]
         if found := tables.find(key, self._limits.hold_for):
             self._take_note(found)
-            return found, found.contents.lengths
+            return found, [*found.contents.lengths]
         made = self._make(rows, tables, key)
         return made, [*self._lengths.values()]
 

@@ -267,6 +267,8 @@ def test_held_out_prompts_among_them_are_found(tiny_model: Path, file: Path, tab
     in_memory, on_disk = read(made, None, held_out), read(made, tables, held_out)
     assert on_disk.shared == in_memory.shared
     assert len(on_disk.shared["main"]) == len(held_out["main"]) - 1
+    again = table_of(read(made, tables, held_out))
+    assert [each.key for each in again.contents.lengths] == ["data.train"], "of the table, not of this start"
 
 
 @pytest.mark.parametrize("says", ["Play.", "", "{n}"])
