@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from penstock.config import Config
-from penstock_trainer.data.datasets import BegunRows, training_rows
+from penstock_trainer.data.datasets import BegunRows, source_states, training_rows
 from penstock_trainer.data.draws import Draws
 from penstock_trainer.data.prompt_table import PromptTables
 from penstock_trainer.data.rows import with_rewards
@@ -102,8 +102,10 @@ def measure(side: str, model: str, folder: Path, *, of_episodes: bool = False) -
     config = _config(model, folder, of_episodes=of_episodes)
     load_vocabulary(model)
     before, began = _held_bytes(), time.perf_counter()
-    rows = BegunRows(with_rewards(training_rows(config.data, of_episodes=of_episodes), config.all_rewards.functions))
-    prompts = encode_prompts(config, rows, {}, None if side == "memory" else PromptTables(folder / "penstock"))
+    rows = with_rewards(training_rows(config.data, of_episodes=of_episodes), config.all_rewards.functions)
+    begun = BegunRows(rows, source_states(config))
+    prompts = encode_prompts(config, begun, {}, None if side == "memory" else PromptTables(folder / "penstock"))
+    begun.close()
     digest = prompts.run_record(config).dataset_digest
     draws = Draws(prompts.train, prompts.sampling(config), config)
     draws.ticket(0, attempt=0, policy_version=0)

@@ -9,7 +9,7 @@ from penstock.config import Config
 from penstock.model_path import check_model_path
 from penstock.runtime.lifeline import die_with_parent
 from penstock.runtime.service import Service, main
-from penstock_trainer.data.datasets import BegunRows, training_rows
+from penstock_trainer.data.datasets import BegunRows, source_states, training_rows
 from penstock_trainer.data.held_out import load_held_out
 from penstock_trainer.data.rows import with_rewards
 from penstock_trainer.distributed.rank import RankInfo, service_name
@@ -29,13 +29,18 @@ async def start(config: Config) -> None:
     service = Service(config.trainer.host, config.trainer.port, "trainer.port")
     check_model_path(config.actor.path, "actor.path")
     require_trackers(config.tracking)
-    rows = training_rows(config.data, of_episodes=config.agent.enabled)
-    train = BegunRows(with_rewards(rows, config.all_rewards.functions))
+    train = _begun(config)
     held_out = load_held_out(config)
     # Importing torch takes seconds: errors that can be found without it have been reported before.
     from penstock_trainer.wiring import run_trainer
 
     await run_trainer(config, service, info, train, held_out)
+
+
+def _begun(config: Config) -> BegunRows:
+    states = source_states(config)  # before the first row is read
+    rows = training_rows(config.data, of_episodes=config.agent.enabled)
+    return BegunRows(with_rewards(rows, config.all_rewards.functions), states)
 
 
 if __name__ == "__main__":

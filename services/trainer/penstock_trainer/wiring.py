@@ -51,6 +51,7 @@ async def run_trainer(
     step_files = StepFiles(folder / "steps", config.checkpoint.keep_step_bytes)
     has_begun = step_files.journal.exists
     prompts = await asyncio.to_thread(encode_prompts, config, train_rows, held_out_rows, tables, has_begun=has_begun)
+    train_rows.close()
     prompts.warn(config)
     await asyncio.to_thread(_require_served, config.actor.path)
     queue = await connect(config)

@@ -37,11 +37,14 @@ def test_layers_that_the_engine_builds_are_taken(config: dict[str, Any], tmp_pat
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({**MIXTURE, "mlp_only_layers": [0, 3]}, r"mlp_only_layers \[0, 3\]: expected none"),
+        ({**MIXTURE, "mlp_only_layers": [0, 3]}, r"mlp_only_layers \[0, 3\]: expected none.*nonsense: choose another"),
         ({**MIXTURE, "model_type": "qwen2_moe", "decoder_sparse_step": 2}, "decoder_sparse_step 2: expected 1"),
         ({**MIXTURE, "model_type": "qwen3_next", "mlp_only_layers": [1]}, r"mlp_only_layers \[1\]"),
-        (HYBRID, "full_attention_interval None: expected a number"),
-        ({**HYBRID, "layer_types": [LINEAR, FULL] * 2}, "full_attention_interval None"),
+        (HYBRID, "full_attention_interval None: expected a number.* add full_attention_interval to its config.json$"),
+        (
+            {**HYBRID, "layer_types": [LINEAR, FULL] * 2},
+            r"full_attention_interval None: .*does not load .*to its config\.json \(2 by its layer_types\)$",
+        ),
         (
             {**HYBRID, "full_attention_interval": 2, "layer_types": [FULL, LINEAR] * 2},
             r"layer_types \['full_attention', .* beside full_attention_interval 2: expected full attention in each",

@@ -21,7 +21,7 @@ SITE = Path(sysconfig.get_paths()["purelib"])
 IMPORT_ALL = Path(__file__).with_name("import_all.py")
 ON_RAY = [f"penstock_launch.on_ray.{name}" for name in ("cluster", "host", "remote", "site")]
 # What the command imports only after it has asked whether it is there.
-CHECKS = [f"penstock_launch.check.{name}" for name in ("command", "generation", "prompts", "rewards")]
+CHECKS = [f"penstock_launch.check.{name}" for name in ("command", "few_rows", "generation", "prompts", "rewards")]
 ASKED_FOR = ("penstock_trainer.offline", "penstock_trainer.data", "huggingface_hub", *CHECKS)
 
 

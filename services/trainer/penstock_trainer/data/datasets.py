@@ -12,15 +12,16 @@ row that comes out is valid. What cannot be read is a DataError with its place, 
 import difflib
 import errno
 import json
+import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from penstock.absent_path import looked_for
-from penstock.config import DataSection, DatasetSection, TrainingSet
+from penstock.config import Config, DataSection, DatasetSection, TrainingSet
 from penstock.errors import DataError
 from penstock_trainer.data.rows import Row, plain, read_row
 
@@ -60,8 +61,12 @@ class BegunRows:
     Iterate over it once.
     """
 
-    def __init__(self, rows: Iterator[Row], most: int = MOST_IN_MEMORY) -> None:
-        """most: rows that are read now; DataError if one of them is bad."""
+    def __init__(self, rows: Iterator[Row], states: Sequence[Any], most: int = MOST_IN_MEMORY) -> None:
+        """states: of the sources, from before the first row is read. most: rows that are read now.
+
+        DataError if one of these is bad.
+        """
+        self.states = states
         self._first = list(islice(rows, most + 1))
         self._rest = rows
         self.are_many = len(self._first) > most
@@ -69,6 +74,35 @@ class BegunRows:
     def __iter__(self) -> Iterator[Row]:
         first, self._first = self._first, []
         return chain(first, self._rest)
+
+    def close(self) -> None:
+        """Forget what was read, and give up the file that is open."""
+        self._first, self._rest = [], iter(())
+
+
+def source_states(config: Config) -> list[Any]:
+    """What tells that the sources of the training sets still have the same rows; DataError if one is not there."""
+    return [_state(each.section, each.key) for each in config.data.training_sets]
+
+
+def _state(section: DatasetSection, key: str) -> Any:
+    if section.kind == "reasoning_gym" or not section.path:
+        return ""  # they follow from the keys and the library; without a path there are none
+    if section.kind == "huggingface":
+        loaded = load_split(section, key)
+        return [loaded._fingerprint, [_file_state(Path(each["filename"])) for each in loaded.cache_files]]
+    try:
+        path = Path(section.path)
+        _require_file(path)
+        return _file_state(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(section, key, error) from error
+
+
+def _file_state(path: Path) -> list[str | int]:
+    """Not its bytes: reading all of a large file takes minutes. A file that changes gets another time."""
+    found = path.stat()
+    return [os.path.abspath(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def source_of(data: DataSection) -> str:
@@ -118,12 +152,15 @@ def _jsonl_records(section: DatasetSection, key: str) -> Iterator[tuple[str, obj
                 if line.strip():
                     place = f"{path} line {number}"
                     yield place, _json_value(_text(line, number, place, key), place)
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        where = f"; {looked_for(section.path)}" if isinstance(error, FileNotFoundError | NotADirectoryError) else ""
-        raise DataError(
-            f"{section.path} ({key}.path) cannot be read ({reason}): expected a JSONL file{where}"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(section, key, error) from error
+
+
+def _unreadable(section: DatasetSection, key: str, error: OSError | ValueError) -> DataError:
+    """What is wrong with a JSONL file. ValueError: a path with a zero byte."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+    where = f"; {looked_for(section.path)}" if isinstance(error, FileNotFoundError | NotADirectoryError) else ""
+    return DataError(f"{section.path} ({key}.path) cannot be read ({reason}): expected a JSONL file{where}")
 
 
 def _require_file(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Owns the file, an Arrow file, and what is kept beside it. Invariants: a prompt that is read is the one that was written,
 else the run ends with a DataError; a folder with a table's name holds a complete one. Memory does not grow with the
-prompts, but for the list of the file's blocks, 0.2 bytes of a prompt.
+prompts, but for the list of the file's blocks, 1.5 bytes of a prompt.
 
     prompts.arrow    a row for each prompt: its record, the record's hash, and the hashes of its `CONTENTS`
     contents.json    `Contents`: what is known of all of them
@@ -15,7 +15,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, overload
 
@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 TABLE, CONTENTS_FILE = "prompts.arrow", "contents.json"
 UNFINISHED = ".unfinished"
 UNFINISHED_SECONDS = 86_400.0  # without a change: then nobody writes it
-BLOCK_ROWS = 128  # prompts that are read at once for one of them
+BLOCK_ROWS = 16  # prompts that are read at once for one of them, in the event loop: some have a megabyte
+COMPARED_BLOCKS = 256  # whose hashes are compared at once
 FOLDER_KEY = "folder for the library `datasets` (HF_DATASETS_CACHE)"
 SCHEMA = pa.schema([("record", pa.large_binary()), ("check", pa.uint64()), *((name, pa.uint64()) for name in CONTENTS)])
 
@@ -87,7 +88,10 @@ _decoder = msgspec.msgpack.Decoder(_Record)
 
 
 class PromptTable(Sequence[EncodedPrompt]):
-    """The prompts of a table. Reading one costs a read of `BLOCK_ROWS`; an open table outlives its folder."""
+    """The prompts of a table. Reading one costs a read of `BLOCK_ROWS`.
+
+    An open table gives its prompts also when its folder is deleted; `with_hashes` needs the folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         """OSError, pa.ArrowException or msgspec.MsgspecError if it cannot be read."""
@@ -128,26 +132,31 @@ class PromptTable(Sequence[EncodedPrompt]):
         if not hashes:
             return
         wanted = np.fromiter(hashes, np.uint64, len(hashes))
-        for block, found in enumerate(self._hashes(content)):
+        begin = 0
+        for found in self._hashes(content):
             for place in np.flatnonzero(np.isin(found, wanted)).tolist():
-                yield self[block * BLOCK_ROWS + place]
+                yield self[begin + place]
+            begin += len(found)
 
     def _hashes(self, content: str) -> Iterator[Any]:
-        """uint64[prompts of the block] of each block. Mapped, so that only these are read of the file."""
-        try:
-            file = pa.memory_map(str(self.folder / TABLE))
-        except OSError as error:
-            raise self._damaged(str(error.strerror)) from error
-        with file:
-            reader = pa.ipc.open_file(file)
-            for block in range(reader.num_record_batches):
-                yield self._block(reader, block).column(content).to_numpy()
+        """uint64[prompts of `COMPARED_BLOCKS` blocks], in order. Mapped, so that little else is read of the file."""
+        options = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index(content)])
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(pa.memory_map(str(self.folder / TABLE)))
+                reader = pa.ipc.open_file(file, options=options)
+            except (OSError, pa.ArrowException) as error:
+                raise self._damaged(_reason(error)) from error
+            numbers = range(reader.num_record_batches)
+            for first in numbers[::COMPARED_BLOCKS]:
+                blocks = [self._block(reader, number) for number in numbers[first : first + COMPARED_BLOCKS]]
+                yield np.concatenate([block.column(content).to_numpy() for block in blocks])
 
     def _block(self, reader: Any, block: int) -> Any:
         try:
             return reader.get_batch(block)
         except (OSError, pa.ArrowException) as error:
-            raise self._damaged(" ".join(str(error).split())[:200]) from error
+            raise self._damaged(_reason(error)) from error
 
     def _prompt(self, block: Any, place: int, number: int) -> EncodedPrompt:
         record = block.column("record")[place].as_py()
@@ -169,6 +178,13 @@ class PromptTable(Sequence[EncodedPrompt]):
             f"{self.folder / TABLE} is damaged ({reason}): expected the prompts that a trainer wrote there, and that "
             f"nothing changes it; delete {self.folder}, and the next start makes it again from the rows"
         )
+
+
+def _reason(error: Exception) -> str:
+    """Of Arrow, whose text for a file that cannot be opened is long, and begins with its path."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return " ".join(str(error).split())[:200]
 
 
 def set_sizes(prompts: Sequence[EncodedPrompt]) -> dict[str, int]:
@@ -244,13 +260,14 @@ class TableWriter:
         """As `shared_prompts` asks of episodes. Holds eight bytes of each prompt, twice."""
         if self._has_no_words:
             return False
+        hashes = np.empty((2, sum(self._set_sizes.values())), np.uint64)
         with pa.memory_map(str(self._path)) as file:
             reader = pa.ipc.open_file(file)
-            blocks = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-            words, columns = (
-                np.unique(np.concatenate([each.column(name).to_numpy() for each in blocks])).size
-                for name in ("words", "columns")
-            )
+            for number in range(reader.num_record_batches):
+                block = reader.get_batch(number)
+                place = slice(number * BLOCK_ROWS, number * BLOCK_ROWS + block.num_rows)
+                hashes[:, place] = block.column("words"), block.column("columns")
+        words, columns = (np.unique(each).size for each in hashes)
         return bool(words >= columns)
 
 

@@ -56,19 +56,12 @@ class EncodedPrompt:
         return question_of(self.asked) or self.text
 
 
-def encode_rows(rows: Sequence[Row], tokenizer: Tokenizer, chat_of: Callable[[str], Chat]) -> list[EncodedPrompt]:
-    """Every row through the templates (of chats: messages, or any prompt with a system prompt) and the tokenizer.
-
-    chat_of: by the name of a row's set.
+def encode_row(row: Row, tokenizer: Tokenizer, chat: Chat) -> EncodedPrompt:
+    """A row through the templates (of chats: messages, or any prompt with a system prompt) and the tokenizer.
 
     Plain text gets the special tokens that the tokenizer puts before a text, a chat only those of its template. A chat
-    that starts with a system message keeps it.
+    that starts with a system message keeps it. DataError if there is no prompt that a completion continues.
     """
-    return [encode_row(row, tokenizer, chat_of(row.dataset)) for row in rows]
-
-
-def encode_row(row: Row, tokenizer: Tokenizer, chat: Chat) -> EncodedPrompt:
-    """One row, as `encode_rows`; DataError if it has no prompt that a completion continues."""
     if isinstance(row.prompt, str) and not chat.system_prompt:
         text = chat.worded(row.prompt)
         token_ids = plain_token_ids(text, tokenizer)

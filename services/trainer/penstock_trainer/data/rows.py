@@ -74,6 +74,7 @@ def read_row(record: object, place: str, columns: ColumnsSection, key: str, *, o
     answer = require("answer", 'text ("" if the reward needs none)')
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise fail(f"`{columns.answer}` is {seen(answer)}", "text or a number", "answer")
+    answer = str(answer) if isinstance(answer, int) else answer  # which is sent as text, of any size
     if problem := next(_faults(answer, columns.answer), ""):
         raise fail(problem, "text or a finite number", "answer")
     reward = optional("reward")
@@ -237,13 +238,16 @@ def _problem_of_prompt(prompt: object, name: str) -> str:
 
 
 def _faults(value: object, name: str, depth: int = 0) -> Iterator[str]:
-    """What of a value cannot be sent: lone surrogates, numbers that are not finite, deep nesting."""
+    """What of a value cannot be sent: lone surrogates, numbers that are not finite or too large, deep nesting."""
     if isinstance(value, str):
         if LONE_SURROGATE.search(value):
             yield f"`{name}` has a lone surrogate"
     elif isinstance(value, float):
         if not isfinite(value):
             yield f"`{name}` is {value}"
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            yield f"`{name}` is beyond 64 bits"
     elif isinstance(value, Mapping | list | tuple):
         if depth == MAX_DEPTH:
             yield f"`{name[:60]}...` is deeper than {MAX_DEPTH} lists and objects"

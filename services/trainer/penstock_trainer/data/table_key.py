@@ -5,7 +5,6 @@ the code that makes them. Invariant: what it leaves out changes no prompt, or is
 compared there, as the room for completions and the names of rewards are.
 """
 
-import os
 from datetime import date
 from importlib.metadata import version
 from inspect import getsourcefile
@@ -17,8 +16,7 @@ import xxhash
 
 import penstock.plain_tokens
 import penstock.readable
-from penstock.config import Config, DatasetSection
-from penstock.errors import DataError
+from penstock.config import Config
 from penstock_trainer.data import chat, datasets, prompt_lengths, prompt_table, prompts, rows, shared_prompts, token_ids
 from penstock_trainer.data.tokenizer import Vocabulary
 
@@ -40,7 +38,7 @@ def table_key(config: Config, vocabulary: Vocabulary) -> str | None:
     data = config.data
     made_from = {
         "sets": [[each.name, each.key, each.section.model_dump(exclude={"weight"})] for each in data.training_sets],
-        "sources": source_states(config),
+        "sources": datasets.source_states(config),
         "templates": [data.system_prompt, data.prompt_template, data.template_options],
         "of_episodes": config.agent.enabled,
         "tokenizer": _tokenizer(vocabulary),
@@ -48,29 +46,6 @@ def table_key(config: Config, vocabulary: Vocabulary) -> str | None:
         "libraries": [version(each) for each in LIBRARIES],
     }
     return xxhash.xxh3_128_hexdigest(msgspec.json.encode(made_from, enc_hook=repr, order="sorted"))
-
-
-def source_states(config: Config) -> list[Any]:
-    """What tells that the sources of the training sets still have the same rows; DataError if one is not there."""
-    return [_state(each.section, each.key) for each in config.data.training_sets]
-
-
-def _state(section: DatasetSection, key: str) -> Any:
-    if section.kind == "reasoning_gym":
-        return ""  # they follow from the keys and the library
-    if section.kind == "huggingface":
-        loaded = datasets.load_split(section, key)
-        return [loaded._fingerprint, [_file_state(Path(each["filename"])) for each in loaded.cache_files]]
-    try:
-        return _file_state(Path(section.path))
-    except OSError as error:
-        raise DataError(f"{section.path} ({key}.path) cannot be read ({error.strerror}): expected a file") from error
-
-
-def _file_state(path: Path) -> list[str | int]:
-    """Not its bytes: reading all of a large file takes minutes. A file that changes gets another time."""
-    found = path.stat()
-    return [os.path.abspath(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
 
 def _tokenizer(vocabulary: Vocabulary) -> list[Any]:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from penstock.config import Config
 from penstock.errors import DataError
 from penstock_trainer.data.chat import Chats
+from penstock_trainer.data.datasets import BegunRows, source_states
 from penstock_trainer.data.prompt_lengths import SetLengths, require_room, require_some_left
 from penstock_trainer.data.prompt_table import Contents, PromptTable, PromptTables, RewardName
 from penstock_trainer.data.prompts import EncodedPrompt, require_embedding
 from penstock_trainer.data.rows import Row, require_rewards, task_of
-from penstock_trainer.data.table_key import source_states, table_key
+from penstock_trainer.data.table_key import table_key
 from penstock_trainer.data.tokenizer import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -84,13 +85,16 @@ class Training:
     def read(
         self, rows: Iterable[Row], tables: PromptTables | None
     ) -> tuple[Sequence[EncodedPrompt], list[SetLengths]]:
-        """The prompts that fit, and the lengths of all, by set. tables: None: keep them in memory."""
+        """The prompts that fit, and the lengths of all, by set. tables: None: keep them in memory.
+
+        rows: if some are read before this call, `BegunRows`, which know what their sources were by then.
+        """
         key = table_key(self._config, self._vocabulary) if tables is not None else None
         if tables is None or key is None:
             return list(self._fitting(rows)), [*self._lengths.values()]
         if found := tables.find(key, self._limits.hold_for):
             self._take_note(found)
-            return found, found.contents.lengths
+            return found, [*found.contents.lengths]
         made = self._make(rows, tables, key)
         return made, [*self._lengths.values()]
 
@@ -105,7 +109,8 @@ class Training:
                 yield prompt
 
     def _make(self, rows: Iterable[Row], tables: PromptTables, key: str) -> Sequence[EncodedPrompt]:
-        before, began = source_states(self._config), time.monotonic()
+        before = rows.states if isinstance(rows, BegunRows) else source_states(self._config)
+        began = time.monotonic()
         log.info("making a table of the training prompts in %s, which later starts of this set use", tables.folder)
         with tables.new(key) as table:
             told = began

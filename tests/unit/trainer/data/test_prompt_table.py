@@ -16,7 +16,7 @@ from penstock.config import Config
 from penstock.contracts import Ticket
 from penstock.errors import DataError, PenstockError
 from penstock_trainer.data import training
-from penstock_trainer.data.datasets import BegunRows, load_training_rows, training_rows
+from penstock_trainer.data.datasets import BegunRows, load_training_rows, source_states, training_rows
 from penstock_trainer.data.draws import Draws
 from penstock_trainer.data.prompt_table import (
     BLOCK_ROWS,
@@ -36,7 +36,7 @@ from penstock_trainer.data.tokenizer import load_vocabulary
 from tests.unit.trainer.data.chat_models import CHATML, characters
 from tests.unit.trainer.trainer_groups import config_for
 
-NUM_ROWS = 2 * BLOCK_ROWS + 3
+NUM_ROWS = 16 * BLOCK_ROWS + 3
 REWARD = {"functions": {"exact_match": 1.0, "math": 0.0}}
 CONTENTS = "contents.json"
 
@@ -70,10 +70,15 @@ def config(model: Path, file: Path, **changes: Any) -> Config:
     return config_for(model, data=data, sampling={"max_new_tokens": 4}, reward=REWARD, **changes)
 
 
+def begin(config: Config, most: int = 5) -> BegunRows:
+    """As a trainer begins to read at its start."""
+    rows = training_rows(config.data, of_episodes=config.agent.enabled)
+    return BegunRows(with_rewards(rows, config.all_rewards.functions), source_states(config), most)
+
+
 def read(config: Config, tables: PromptTables | None, held_out: Any = None) -> Prompts:
     """As a trainer reads them at its start."""
-    rows = training_rows(config.data, of_episodes=config.agent.enabled)
-    begun = BegunRows(with_rewards(rows, config.all_rewards.functions), most=5)
+    begun = begin(config)
     assert begun.are_many
     return encode_prompts(config, begun, held_out or {}, tables)
 
@@ -151,10 +156,10 @@ def test_prompts_are_read_by_any_index(tiny_model: Path, file: Path, tables: Pro
     table = table_of(read(config(tiny_model, file), tables))
     assert len(table) == NUM_ROWS
     assert [table[number].answer for number in (BLOCK_ROWS, 0, -1, BLOCK_ROWS - 1)] == [
-        "129",
+        str(BLOCK_ROWS + 1),
         "1",
         str(NUM_ROWS),
-        "128",
+        str(BLOCK_ROWS),
     ]
     assert [prompt.answer for prompt in table[1:5:2]] == ["2", "4"]
     with pytest.raises(IndexError):
@@ -262,6 +267,8 @@ def test_held_out_prompts_among_them_are_found(tiny_model: Path, file: Path, tab
     in_memory, on_disk = read(made, None, held_out), read(made, tables, held_out)
     assert on_disk.shared == in_memory.shared
     assert len(on_disk.shared["main"]) == len(held_out["main"]) - 1
+    again = table_of(read(made, tables, held_out))
+    assert [each.key for each in again.contents.lengths] == ["data.train"], "of the table, not of this start"
 
 
 @pytest.mark.parametrize("says", ["Play.", "", "{n}"])
@@ -300,6 +307,8 @@ def test_a_table_that_changes_under_the_run_is_refused(tiny_model: Path, file: P
     os.truncate(path, place)
     with pytest.raises(DataError, match=rf"{TABLE} is damaged"):
         table[NUM_ROWS - 1]
+    with pytest.raises(DataError, match=rf"{TABLE} is damaged \(.*delete .*makes it again"):
+        shared_prompts([table[0]], table)
     path.unlink()
     with pytest.raises(DataError, match=rf"{TABLE} is damaged \(No such file"):
         shared_prompts([table[0]], table)
@@ -332,6 +341,20 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tiny_model: Path, file:
     assert list(tables.folder.iterdir()) == []
 
 
+def test_a_file_that_is_replaced_after_its_first_rows_is_refused(
+    tiny_model: Path, file: Path, tables: PromptTables
+) -> None:
+    """No table has the rows of a file that was open under the key of the one that took its name."""
+    made = config(tiny_model, file)
+    begun = begin(made)
+    new = write(file.with_name("new.jsonl"), [row(number) for number in range(500, 500 + NUM_ROWS)])
+    new.replace(file)
+    with pytest.raises(DataError, match=r"train.jsonl \(data.train.path\) changed while it was read"):
+        encode_prompts(made, begun, {}, tables)
+    assert list(tables.folder.iterdir()) == []
+    assert table_of(read(made, tables))[0].answer == "501"
+
+
 def test_what_a_killed_trainer_left_is_removed_a_day_later(tiny_model: Path, file: Path, tables: PromptTables) -> None:
     fresh, old = (tables.folder / f"{name}{UNFINISHED}" for name in ("a", "b"))
     for folder in (fresh, old):
@@ -357,11 +380,28 @@ def test_the_cache_of_datasets_has_the_tables(tmp_path: Path, monkeypatch: pytes
 
 
 def test_rows_of_a_small_set_are_all_checked_at_once(tiny_model: Path, file: Path) -> None:
-    data = config(tiny_model, file).data
-    assert not BegunRows(training_rows(data), most=NUM_ROWS).are_many
-    begun = BegunRows(training_rows(data), most=NUM_ROWS - 1)
+    made = config(tiny_model, file)
+    assert not begin(made, most=NUM_ROWS).are_many
+    begun = begin(made, most=NUM_ROWS - 1)
     assert begun.are_many
-    assert list(begun) == load_training_rows(data)
+    assert list(begun) == load_training_rows(made.data)
+
+
+def test_rows_that_a_table_stands_for_are_forgotten(tiny_model: Path, file: Path, tables: PromptTables) -> None:
+    """And their file is closed, though they were read in part only."""
+
+    def is_open() -> bool:
+        return any(os.path.realpath(each) == str(file.resolve()) for each in Path("/proc/self/fd").iterdir())
+
+    made = config(tiny_model, file)
+    read(made, tables)
+    begun = begin(made)
+    prompts = encode_prompts(made, begun, {}, tables)
+    assert is_open()
+    begun.close()
+    assert not is_open()
+    assert list(begun) == []
+    assert len(prompts.train) == NUM_ROWS
 
 
 def test_the_key_depends_on_what_makes_prompts(

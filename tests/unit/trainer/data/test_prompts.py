@@ -14,7 +14,7 @@ from penstock_trainer.data.prompt_lengths import SetLengths, require_room
 from penstock_trainer.data.prompts import (
     EncodedPrompt,
     digest,
-    encode_rows,
+    encode_row,
     require_batch,
     require_embedding,
 )
@@ -28,7 +28,7 @@ BEGINS = "<s> $A"
 
 def encode(row: Row, tokenizer: Any = None, system_prompt: str = "") -> EncodedPrompt:
     tokenizer = tokenizer or characters(CHATML, around=BEGINS)
-    return encode_rows([row], tokenizer, lambda name: Chat(tokenizer, system_prompt))[0]
+    return encode_row(row, tokenizer, Chat(tokenizer, system_prompt))
 
 
 def tokens(row: Row, tokenizer: Any = None) -> str:
@@ -55,7 +55,8 @@ def test_plain_text_begins_once_and_never_ends(around: str) -> None:
 def test_a_template_stands_around_plain_text_alone() -> None:
     tokenizer = characters(CHATML, around=BEGINS)
     rows = [Row("a{prompt}", ""), Row(USER, "")]
-    plain, chat = encode_rows(rows, tokenizer, lambda name: Chat(tokenizer, prompt_template="1+1=2\n{prompt}="))
+    template = Chat(tokenizer, prompt_template="1+1=2\n{prompt}=")
+    plain, chat = (encode_row(row, tokenizer, template) for row in rows)
     assert (plain.text, plain.asked) == ("1+1=2\na{prompt}=", "a{prompt}")
     assert "".join(tokenizer.convert_ids_to_tokens(plain.token_ids)).startswith("<s>1")
     assert chat.text == Chat(tokenizer).text(rows[1])
@@ -139,7 +140,8 @@ def test_order_and_seeds_never_change() -> None:
 def test_a_token_without_an_embedding_names_its_row() -> None:
     rows = [Row("a", "", place="rows.jsonl line 1"), Row("az", "", place="rows.jsonl line 2")]
     tokenizer = characters()
-    prompts, highest = encode_rows(rows, tokenizer, lambda name: Chat(tokenizer)), tokenizer.convert_tokens_to_ids("z")
+    prompts = [encode_row(row, tokenizer, Chat(tokenizer)) for row in rows]
+    highest = tokenizer.convert_tokens_to_ids("z")
     for row, prompt in zip(rows, prompts, strict=True):
         require_embedding(row, prompt, highest + 1)
     require_embedding(rows[0], prompts[0], highest)

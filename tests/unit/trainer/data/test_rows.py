@@ -78,6 +78,10 @@ def test_a_column_within_others_that_is_not_there_shows_what_is(tmp_path: Path, 
     assert str(caught.value).endswith("correct the row or set data.train.columns.answer")
 
 
+def test_an_answer_of_more_than_64_bits_is_text(tmp_path: Path) -> None:
+    assert load_rows(write(tmp_path, {"prompt": "a", "answer": 2**70}))[0].answer == str(2**70)
+
+
 def test_a_byte_order_mark_is_tolerated(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "answer": "b"}\n')
@@ -101,7 +105,7 @@ def test_a_byte_order_mark_is_tolerated(tmp_path: Path) -> None:
         ({"prompt": "a", "answer": True}, "`answer` is True (bool)"),
         ({"prompt": "a", "answer": "b", "reward": 1}, "`reward` is 1 (int)"),
         ({"prompt": "a", "answer": "b", "metadata": [1]}, "`metadata` is [1] (list)"),
-        ({"prompt": "a", "answer": "b", "metadata": {"n": 2**70}}, "metadata cannot be sent"),
+        ({"prompt": "a", "answer": "b", "metadata": {"n": 2**70}}, "`metadata.n` is beyond 64 bits"),
         ("[1]", "[1] (list): expected an object with `prompt` and `answer`"),
         ('{"prompt": "a",', "not JSON ("),
     ],
@@ -149,7 +153,11 @@ BAD_LINES = [
     ('{"prompt": "a", "prompt": "b", "answer": "1"}', "`prompt` twice"),
     ('{"prompt": "a", "answer": "1", "metadata": {"k": 1, "k": 2}}', "`k` twice"),
     ('{"prompt": "a", "answer": ' + "9" * 5000 + "}", "digits"),
-    ('{"prompt": "a", "answer": "1", "metadata": {"k": 18446744073709551616}}', "metadata cannot be sent"),
+    ('{"prompt": "a", "answer": "1", "metadata": {"k": 18446744073709551616}}', "`metadata.k` is beyond 64 bits"),
+    (
+        '{"prompt": [{"role": "user", "content": "a", "id": 18446744073709551616}], "answer": "1"}',
+        "`prompt[0].id` is beyond 64 bits",
+    ),
     ('{"prompt": "a", "answer": ' + DEEP + "}", "nested"),
     ('{"prompt": "a", "answer": ' + DEEP_IN_PYTHON + "}", "`answer` is [[["),
     ('{"prompt": ' + DEEP_IN_PYTHON + ', "answer": "1"}', "`prompt[0]` is [[["),

@@ -11,7 +11,7 @@ from penstock.errors import ConfigError, DataError
 from penstock_trainer.data.chat import Chats
 from penstock_trainer.data.datasets import load_training_rows
 from penstock_trainer.data.draws import Draws
-from penstock_trainer.data.prompts import encode_rows
+from penstock_trainer.data.prompts import EncodedPrompt, encode_row
 from penstock_trainer.data.rows import require_rewards
 from penstock_trainer.data.run_prompts import encode_prompts
 from tests.unit.trainer.data.chat_models import CHATML, THINKING, characters
@@ -63,11 +63,15 @@ def test_a_reward_of_a_set_must_exist(sets: dict[str, dict[str, Any]]) -> None:
         require_rewards(rows, {"exact_match": 1.0})
 
 
+def encode(data: DataSection, tokenizer: Any, chats: Chats) -> list[EncodedPrompt]:
+    return [encode_row(row, tokenizer, chats.of(row.dataset)) for row in load_training_rows(data)]
+
+
 def test_a_set_replaces_templates_and_options_of_the_run(sets: dict[str, dict[str, Any]]) -> None:
     tokenizer = characters(THINKING)
     sets["asked"] |= {"system_prompt": "", "prompt_template": "Q: {prompt}"}
     data = DataSection(train_sets=sets, system_prompt="Be brief.", template_options={"enable_thinking": False})
-    prompts = encode_rows(load_training_rows(data), tokenizer, Chats(tokenizer, data).of)
+    prompts = encode(data, tokenizer, Chats(tokenizer, data))
     assert prompts[0].text.startswith("<|im_start|>system\nBe brief.<|im_end|>")
     assert prompts[0].text.endswith("<think>\n\n</think>\n\n")
     assert prompts[6].text == "Q: What is 0?"
@@ -84,12 +88,12 @@ def test_options_that_no_prompt_uses_are_refused_with_their_key(sets: dict[str, 
         ),
     ):
         chats = Chats(tokenizer, data)
-        encode_rows(load_training_rows(data), tokenizer, chats.of)
+        encode(data, tokenizer, chats)
         with pytest.raises(ConfigError, match=f"{key}.template_options holds .* every prompt is plain text"):
             chats.require_used()
     both = DataSection(train_sets={**sets, "asked": {**sets["asked"], "system_prompt": "Think."}})
     chats = Chats(characters(THINKING), both.model_copy(update={"template_options": {"enable_thinking": True}}))
-    encode_rows(load_training_rows(both), tokenizer, chats.of)
+    encode(both, tokenizer, chats)
     chats.require_used()  # one of the sets does use them
 
 
