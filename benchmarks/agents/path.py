@@ -143,7 +143,7 @@ def side_by_side(packs: Sequence[Pack]) -> Pack:
             [getattr(pack, field.name) + offsets.get(field.name, [0] * len(rows))[at] for at, pack in enumerate(packs)]
         )
         for field in fields(Pack)
-        if field.name not in ("indices", "paths", "experts_PW")  # no replay here
+        if field.name not in ("indices", "paths", "experts_PW", "teacher_logprobs_N")  # neither replay nor teacher
     }
     return Pack(
         **tensors,

@@ -187,7 +187,7 @@ def test_what_can_happen_to_a_ticket_is_counted_from_the_start() -> None:
         (each.labels["state"], each.labels["reason"]) for each in family.samples if each.name.endswith("_total")
     ] == [
         ("issued", ""),
-        *(("reissued", reason) for reason in ("version", "sampling", "stale", "lost")),
+        *(("reissued", reason) for reason in ("version", "sampling", "stale", "teacher", "lost")),
         ("trained", ""),
         *(("dropped", reason) for reason in ("stale", "degenerate", "reward_failed", "poison")),
     ]
