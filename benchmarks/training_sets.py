@@ -24,7 +24,7 @@ import msgspec
 
 from penstock.config import Config
 from penstock_trainer.data.datasets import BegunRows, source_states, training_rows
-from penstock_trainer.data.draws import Draws
+from penstock_trainer.data.drawing.draws import Draws
 from penstock_trainer.data.prompt_table import PromptTables
 from penstock_trainer.data.rows import with_rewards
 from penstock_trainer.data.run_prompts import encode_prompts

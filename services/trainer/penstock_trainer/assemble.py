@@ -36,7 +36,7 @@ from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.writer import CheckpointWriter
 from penstock_trainer.control import Requests
-from penstock_trainer.data.draws import Draws
+from penstock_trainer.data.drawing.draws import Draws
 from penstock_trainer.data.run_prompts import Prompts
 from penstock_trainer.early_stop import EarlyStop
 from penstock_trainer.heartbeat import Sampler

@@ -15,7 +15,7 @@ from penstock.contracts.ledger import CheckpointRecord, LedgerState, RunRecord, 
 from penstock.contracts.services import Announcement
 from penstock.run_home import RunHome
 from penstock.tickets import TicketBook, TicketLimits
-from penstock_trainer.data.draws import Draws
+from penstock_trainer.data.drawing.draws import Draws
 from penstock_trainer.data.prompts import EncodedPrompt
 from penstock_trainer.grpo import varies
 from penstock_trainer.rollouts.consumer import Arrival, Consumer

@@ -29,7 +29,7 @@ from penstock.contracts.services import Announcement
 from penstock.contracts.stored_groups import Stored
 from penstock.records.files import DEAD_FILE
 from penstock.tickets import TicketBook, TicketLimits, TicketState
-from penstock_trainer.data.draws import Draws
+from penstock_trainer.data.drawing.draws import Draws
 from penstock_trainer.data.prompts import EncodedPrompt
 from penstock_trainer.grpo import varies
 from penstock_trainer.rollouts.buried import BuriedMessages

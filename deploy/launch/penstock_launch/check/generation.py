@@ -35,7 +35,7 @@ from penstock_rollout.engine.sglang.client import SGLangClient
 from penstock_rollout.engine.sglang.server import make_server
 from penstock_rollout.engine.types import Answer, CompletionRequest, GroupAnswer
 from penstock_trainer.data.datasets import load_training_rows
-from penstock_trainer.data.draws import Draws
+from penstock_trainer.data.drawing.draws import Draws
 from penstock_trainer.data.run_prompts import encode_prompts
 
 ENGINE, PROMPT, REWARDS, LENGTHS, SPEED = "engine", "prompt", "rewards", "completions", "speed"

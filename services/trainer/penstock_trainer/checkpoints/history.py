@@ -37,7 +37,7 @@ from penstock_trainer.checkpoints.same_run import check_same_run
 from penstock_trainer.checkpoints.settings import StepConfigs
 from penstock_trainer.checkpoints.step_files import StepFiles
 from penstock_trainer.checkpoints.writer import CheckpointWriter
-from penstock_trainer.data.draws import Draws
+from penstock_trainer.data.drawing.draws import Draws
 
 log = logging.getLogger(__name__)
 

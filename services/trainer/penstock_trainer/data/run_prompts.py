@@ -18,8 +18,8 @@ from penstock.engine_limits import longest_sequence
 from penstock.errors import ConfigError
 from penstock_trainer.data.chat import Chat, Chats
 from penstock_trainer.data.datasets import source_of
-from penstock_trainer.data.draw_order import DrawOrder
-from penstock_trainer.data.draws import draw_order, stop_token_ids
+from penstock_trainer.data.drawing.draw_order import DrawOrder
+from penstock_trainer.data.drawing.draws import draw_order, stop_token_ids
 from penstock_trainer.data.prompt_lengths import SetLengths, TooLong
 from penstock_trainer.data.prompt_table import PromptTable, PromptTables, set_sizes
 from penstock_trainer.data.prompts import (

@@ -3,8 +3,8 @@
 Owns the comparison. It needs the ledger alone: sizes of the sets and outcomes are in it, so neither prompts nor queue.
 """
 
-from penstock_trainer.data.curriculum import Curriculum, outcomes_of
-from penstock_trainer.data.draw_order import DrawnSet, DrawOrder
+from penstock_trainer.data.drawing.curriculum import Curriculum, outcomes_of
+from penstock_trainer.data.drawing.draw_order import DrawnSet, DrawOrder
 from penstock_trainer.offline.recording import Recording
 
 

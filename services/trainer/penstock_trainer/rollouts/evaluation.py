@@ -18,7 +18,7 @@ from penstock.contracts import Sampling, ScoredGroup, Ticket
 from penstock.contracts.outcomes import failure_of, rewards_of
 from penstock.readable import cut, without_end
 from penstock_trainer.batching.rewards import function_figures, most_frequent
-from penstock_trainer.data.draws import eval_ticket
+from penstock_trainer.data.drawing.draws import eval_ticket
 from penstock_trainer.data.prompts import EncodedPrompt, digest
 from penstock_trainer.rollouts.repeated import interval, mean, pass_figures
 from penstock_trainer.rollouts.samples import COMPLETION_CHARACTERS, PROMPT_CHARACTERS

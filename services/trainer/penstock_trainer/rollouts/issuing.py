@@ -14,7 +14,7 @@ from penstock.contracts import ReissueReason, Ticket
 from penstock.contracts.ledger import LedgerState
 from penstock.contracts.services import Announcement
 from penstock.tickets import TicketBook
-from penstock_trainer.data.draws import Draws
+from penstock_trainer.data.drawing.draws import Draws
 from penstock_trainer.rollouts.judge import Reissue
 from penstock_trainer.rollouts.versions import Versions
 from penstock_trainer.telemetry.queue_metrics import QueueMetrics

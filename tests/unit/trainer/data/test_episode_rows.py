@@ -10,7 +10,7 @@ from penstock.config import ColumnsSection, DatasetSection
 from penstock.contracts import Sampling
 from penstock.errors import ConfigError, DataError
 from penstock_trainer.data.datasets import load_rows
-from penstock_trainer.data.draws import Draws, eval_ticket
+from penstock_trainer.data.drawing.draws import Draws, eval_ticket
 from penstock_trainer.data.prompts import digest, episode_rows
 from penstock_trainer.data.rows import Row, read_row
 from penstock_trainer.data.run_prompts import encode_prompts

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from penstock_trainer.data.draw_order import DrawnSet, DrawOrder
+from penstock_trainer.data.drawing.draw_order import DrawnSet, DrawOrder
 from penstock_trainer.data.prompts import EncodedPrompt, digest
 from penstock_trainer.data.shared_prompts import shared_prompts
 from penstock_trainer.data.token_ids import TokenIds

@@ -17,7 +17,7 @@ from penstock.contracts import Ticket
 from penstock.errors import DataError, PenstockError
 from penstock_trainer.data import training
 from penstock_trainer.data.datasets import BegunRows, load_training_rows, source_states, training_rows
-from penstock_trainer.data.draws import Draws
+from penstock_trainer.data.drawing.draws import Draws
 from penstock_trainer.data.prompt_table import (
     BLOCK_ROWS,
     TABLE,

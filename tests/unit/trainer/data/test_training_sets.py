@@ -10,7 +10,7 @@ from penstock.config import Config, DataSection
 from penstock.errors import ConfigError, DataError
 from penstock_trainer.data.chat import Chats
 from penstock_trainer.data.datasets import load_training_rows
-from penstock_trainer.data.draws import Draws
+from penstock_trainer.data.drawing.draws import Draws
 from penstock_trainer.data.prompts import EncodedPrompt, encode_row
 from penstock_trainer.data.rows import require_rewards
 from penstock_trainer.data.run_prompts import encode_prompts

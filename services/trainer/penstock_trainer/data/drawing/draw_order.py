@@ -23,7 +23,7 @@ from math import lcm
 
 from penstock.errors import ConfigError
 from penstock.seeds import set_seed
-from penstock_trainer.data.large_permutation import indices, large_permutation
+from penstock_trainer.data.drawing.large_permutation import indices, large_permutation
 
 EPOCHS_KEPT = 2
 

@@ -13,10 +13,10 @@ from penstock.contracts.ledger import Outcome, StepRecord
 from penstock.errors import DataError
 from penstock.seeds import sampling_seed
 from penstock.tickets import TicketLimits
-from penstock_trainer.data.curriculum import Curriculum
-from penstock_trainer.data.draw_order import DrawnSet, DrawOrder
-from penstock_trainer.data.weight_tree import WeightTree
-from tests.unit.trainer.data.curriculum_reference import OutcomeOf, SimulatedRun, reference_draw
+from penstock_trainer.data.drawing.curriculum import Curriculum
+from penstock_trainer.data.drawing.draw_order import DrawnSet, DrawOrder
+from penstock_trainer.data.drawing.weight_tree import WeightTree
+from tests.unit.trainer.data.drawing.curriculum_reference import OutcomeOf, SimulatedRun, reference_draw
 
 SETS = (DrawnSet("easy", 5, 1.0), DrawnSet("hard", 11, 2.0))
 BATCH = 3

@@ -14,8 +14,8 @@ from penstock.contracts import Sampling, ScoredGroup, Ticket
 from penstock.contracts.ledger import DropRecord, LedgerState, Outcome, StepRecord
 from penstock.errors import ConfigError
 from penstock.seeds import sampling_seed
-from penstock_trainer.data.curriculum import Curriculum, outcomes_of
-from penstock_trainer.data.draw_order import DrawOrder, sets_of
+from penstock_trainer.data.drawing.curriculum import Curriculum, outcomes_of
+from penstock_trainer.data.drawing.draw_order import DrawOrder, sets_of
 from penstock_trainer.data.prompt_table import set_sizes
 from penstock_trainer.data.prompts import EncodedPrompt
 

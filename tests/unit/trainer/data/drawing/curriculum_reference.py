@@ -16,8 +16,8 @@ from penstock.contracts import DropReason
 from penstock.contracts.ledger import Outcome, StepRecord
 from penstock.seeds import draw_numbers
 from penstock.tickets import TicketBook, TicketLimits, TicketState
-from penstock_trainer.data.curriculum import SCALE, Curriculum
-from penstock_trainer.data.draw_order import DrawOrder
+from penstock_trainer.data.drawing.curriculum import SCALE, Curriculum
+from penstock_trainer.data.drawing.draw_order import DrawOrder
 
 OutcomeOf = Callable[[int, int], tuple[int, bool]]
 """Ticket and prompt -> successes of its 4 completions, and whether it is dropped."""

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from penstock.errors import ConfigError
 from penstock.seeds import permutation
-from penstock_trainer.data.draw_order import DrawnSet, DrawOrder, draws_of_an_epoch, evenly_mixed, sets_of
-from penstock_trainer.data.large_permutation import CHUNK, large_permutation
+from penstock_trainer.data.drawing.draw_order import DrawnSet, DrawOrder, draws_of_an_epoch, evenly_mixed, sets_of
+from penstock_trainer.data.drawing.large_permutation import CHUNK, large_permutation
 from penstock_trainer.data.prompt_table import set_sizes
 from penstock_trainer.data.prompts import EncodedPrompt
 

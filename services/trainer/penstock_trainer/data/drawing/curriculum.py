@@ -28,8 +28,8 @@ from penstock.contracts.ledger import LedgerState, Outcome, StepRecord
 from penstock.contracts.outcomes import rewards_of
 from penstock.errors import DataError
 from penstock.seeds import draw_numbers
-from penstock_trainer.data.draw_order import DrawOrder
-from penstock_trainer.data.weight_tree import WeightTree
+from penstock_trainer.data.drawing.draw_order import DrawOrder
+from penstock_trainer.data.drawing.weight_tree import WeightTree
 
 SCALE = 2**20  # weights are whole numbers of this part, at least 1: sums are exact, and every prompt can be drawn
 UNSEEN = (0.0, 0.0)

@@ -6,7 +6,7 @@ import pytest
 from penstock.contracts import Sampling, unpack_int32
 from penstock.errors import ConfigError
 from penstock.seeds import permutation
-from penstock_trainer.data.draws import Draws, eval_ticket, stop_token_ids
+from penstock_trainer.data.drawing.draws import Draws, eval_ticket, stop_token_ids
 from tests.unit.trainer.numbered_prompts import PROMPTS, config
 
 SAMPLING = Sampling(1.0, 4, (2,))
