@@ -279,7 +279,7 @@ class PromptTables:
 
     @classmethod
     def of_cache(cls) -> "PromptTables":
-        """Those in the cache of the library `datasets`, where large sets are anyway."""
+        """Those in the cache folder of the library `datasets`, which also keeps what it has downloaded there."""
         import datasets
 
         return cls(Path(datasets.config.HF_DATASETS_CACHE) / "penstock")
