@@ -24,7 +24,8 @@ CODE = (
     *(chat, datasets, prompt_lengths, prompt_table, prompts, rows, shared_prompts, token_ids),
     *(penstock.plain_tokens, penstock.readable),
 )
-LIBRARIES = ("datasets", "jinja2", "msgspec", "reasoning-gym", "tokenizers", "transformers")
+# Penstock's own release stands for code that `CODE` does not name, such as `training`, which imports this module.
+LIBRARIES = ("datasets", "jinja2", "msgspec", "penstock", "reasoning-gym", "tokenizers", "transformers")
 DATE = "strftime_now"  # a template with it writes the day into its prompts
 
 

@@ -6,6 +6,7 @@ import re
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,17 @@ def test_another_file_or_other_templates_make_other_prompts(tiny_model: Path, fi
     worded = config(tiny_model, file, data={"prompt_template": "1+1=2 {prompt}"})
     assert table_of(read(worded, tables))[0].text == "1+1=2 1+1="
     assert unread(made, tables).folder == second.folder
+
+
+def test_another_release_of_penstock_makes_them_again(
+    tiny_model: Path, file: Path, tables: PromptTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config(tiny_model, file)
+    first = table_of(read(made, tables))
+    monkeypatch.setattr(
+        "penstock_trainer.data.table_key.version", lambda name: "99" if name == "penstock" else version(name)
+    )
+    assert table_of(read(made, tables)).folder != first.folder
 
 
 def test_keys_that_change_no_prompt_find_them_ready(tiny_model: Path, file: Path, tables: PromptTables) -> None:
