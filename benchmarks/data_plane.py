@@ -97,7 +97,7 @@ class Pipeline:
 
     async def _roll_out(self, queue: Queue) -> None:
         worker = self._worker(queue, "rollout")
-        served = Served(POLICY.number, self._lease)
+        served = Served(POLICY, self._lease)
         delivery = await worker.take(Stage.TICKETS, served=served)
         while True:
             if delivery is None:

@@ -105,7 +105,7 @@ class _Member:
         self._crowd, self.worker, self._seconds = crowd, worker, seconds
         rolls_out = crowd.kind is ServiceKind.ROLLOUT
         self._from, self._to = (Stage.TICKETS, Stage.ROLLOUTS) if rolls_out else (Stage.ROLLOUTS, Stage.SCORED)
-        self._served = Served(POLICY.number, crowd.lease) if rolls_out else None
+        self._served = Served(POLICY, crowd.lease) if rolls_out else None
         self._room = asyncio.Semaphore(crowd.room)
 
     async def work(self, tasks: asyncio.TaskGroup) -> None:

@@ -28,13 +28,13 @@ from penstock.broker.identity import RunIdentity, owner_in
 from penstock.broker.keys import GROUP, Keys, Stage
 from penstock.broker.scripts import Script, ScriptCall
 from penstock.config.secrets import hide
+from penstock.contracts import ServiceKind
 from penstock.contracts.services import Announcement, ServiceRecord, Turn, read_announced
 from penstock.errors import ConfigError, LeaseLostError, LostWritesError, PenstockError, QueueError, StrangerError
 
 log = logging.getLogger(__name__)
 
 REGISTER = Script("anyone/register")
-SERVICES = Script("anyone/services")
 TURN = Script("anyone/turn")
 
 OLDEST_VERSION = (6, 2)  # XPENDING ... IDLE, XAUTOCLAIM and GETDEL appeared there
@@ -42,7 +42,6 @@ LONGEST_BLOCK_SECONDS = 30.0  # of one wait for a wake-up
 RELEASED = b"released"  # the consumer of entries that nobody holds any more (lua/shared/released.lua)
 FULL_RETRY_SECONDS = 1.0
 NO_CONNECTION_LEFT = "max number of clients reached"
-BEATS_PER_TTL = 3  # how often a service registers within the life of its record
 
 
 class Queue:
@@ -190,14 +189,8 @@ class Queue:
         found = await self.run(TURN(lease=self.keys.lease, turn=self.keys.turn))
         return None if found is None else Turn(*found)
 
-    async def keep_registered(self, record: Callable[[], ServiceRecord], ttl_seconds: float) -> None:
-        """Register a service again and again, for ever; its record expires when this stops."""
-        while True:
-            await self.register(record(), ttl_seconds)
-            await asyncio.sleep(ttl_seconds / BEATS_PER_TTL)
-
     async def register(self, record: ServiceRecord, ttl_seconds: float) -> None:
-        """Show a service to the others for `ttl_seconds`: its heartbeat. StrangerError: the run is another's."""
+        """Show a service to the others for `ttl_seconds`. StrangerError: the run is another's."""
         await self.run(
             REGISTER(
                 services=self.keys.services,
@@ -230,9 +223,24 @@ class Queue:
             await self.guard(self.client.delete(*keys))
 
     async def services(self) -> list[ServiceRecord]:
-        """The services of the run's configuration whose heartbeat has not expired, by name."""
-        records = await self.run(SERVICES(services=self.keys.services, identity=self.keys.identity))
-        return sorted((msgspec.json.decode(data, type=ServiceRecord) for data in records), key=lambda each: each.name)
+        """The services of the run's configuration whose heartbeat has not expired, by name.
+
+        They are told apart here, not by a script: that would cost the server eight times as much, for each reader.
+        """
+        kinds = list(ServiceKind)
+        async with self.client.pipeline(transaction=False) as pipeline:
+            pipeline.time()
+            pipeline.hgetall(self.keys.services)
+            pipeline.hmget(self.keys.identity, *kinds)
+            clock, values, digests = await self.guard(pipeline.execute())
+        now_ms = clock[0] * 1000 + clock[1] // 1000
+        expected = {str(kind).encode(): digest for kind, digest in zip(kinds, digests, strict=True) if digest}
+        alive = []
+        for value in values.values():
+            deadline, kind, digest, record = value.split(b"|", 3)  # as show() in lua/shared writes it
+            if int(deadline) > now_ms and expected.get(kind, digest) == digest:
+                alive.append(msgspec.json.decode(record, type=ServiceRecord))
+        return sorted(alive, key=lambda each: each.name)
 
     async def depths(self) -> dict[str, int]:
         """Groups in each stream, and in `dead`; held ones count until they are handed over."""

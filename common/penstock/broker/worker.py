@@ -7,18 +7,22 @@ kept beside its entry, as long as that: whoever has the entry next makes only th
 """
 
 import asyncio
+import contextlib
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+import msgspec
 
 from penstock.broker.keys import GROUP, Stage, part_name
 from penstock.broker.queue import FULL_RETRY_SECONDS, Queue
 from penstock.broker.scripts import Given, Script
 from penstock.config import StalenessSection
-from penstock.contracts import DropReason, RolloutGroup
+from penstock.contracts import DropReason, PolicyIdentity, RolloutGroup
+from penstock.contracts.services import ServiceRecord
 from penstock.contracts.stored_groups import Part, ScoredHeader, Taught, stored
 
 log = logging.getLogger(__name__)
@@ -55,9 +59,13 @@ class EntryOutcome(StrEnum):
 
 @dataclass(frozen=True)
 class Served:
-    """The version of a server and its lease: it gets no ticket while a newer version or a later lease is announced."""
+    """The version of a server and its lease: it gets no ticket while another version or a later lease is announced.
 
-    number: int
+    It gets none before a version is announced. With a version that is newer than the announced one it gets tickets too:
+    the version has been pushed, and is announced soon.
+    """
+
+    identity: PolicyIdentity
     lease: int
 
 
@@ -90,7 +98,7 @@ class Worker:
         self._take_over = take_over
         self._held: dict[Stage, set[str]] = {stage: set() for stage in Stage}
         self._with_episodes: set[tuple[Stage, str]] = set()
-        self._refused = False
+        self._refused = self._expects_wakeup = False
         self._beaten = False
         self._num_workers = 1
 
@@ -98,16 +106,31 @@ class Worker:
     def num_held(self) -> int:
         return sum(map(len, self._held.values()))
 
-    async def take(self, *stages: Stage, served: Served | None = None) -> Delivery | None:
-        """The next entry of the first stage that has one for us, those of dead holders first; None if there is none."""
-        found = await self._take(stages, served, limit=1)
+    @property
+    def refused(self) -> bool:
+        """Whether the last call that was to take an entry was refused: this server is behind, or a stranger."""
+        return self._refused
+
+    @property
+    def expects_wakeup(self) -> bool:
+        """Whether the last `take` left no entry free, so that the next one wakes this worker: `wait`, then `take`."""
+        return self._expects_wakeup
+
+    async def take(self, *stages: Stage, served: Served | None = None, has_room: bool = False) -> Delivery | None:
+        """The next entry of the first stage that has one for us, those of dead holders first; None if there is none.
+
+        `has_room`: it will have room for another entry beside this one, and does nothing else than wait for that.
+        """
+        found = await self._take(stages, served, limit=1, has_room=has_room)
         return found[0] if found else None
 
     async def take_several(self, stage: Stage, limit: int) -> list[Delivery]:
         """Like `take`, but up to `limit` entries of one stage."""
         return await self._take((stage,), None, limit)
 
-    async def _take(self, stages: Sequence[Stage], served: Served | None, limit: int) -> list[Delivery]:
+    async def _take(
+        self, stages: Sequence[Stage], served: Served | None, limit: int, *, has_room: bool = False
+    ) -> list[Delivery]:
         if not self._beaten:
             await self._beat()
         keys = self._queue.keys
@@ -115,15 +138,20 @@ class Worker:
             lease=keys.lease,
             launcher=keys.launcher,
             woken=keys.woken(self.name),
+            has_room=has_room,
             waits_ms=int(1000 * (self._queue.longest_block_seconds + LATE_SECONDS)),
             **self._for_take(stages, served, limit),
         )
-        return self._deliveries(stages, await self._queue.run(call))
+        taken, waits = await self._queue.run(call)
+        self._expects_wakeup = bool(waits)
+        return self._deliveries(stages, taken)
 
     def _for_take(self, stages: Sequence[Stage], served: Served | None, limit: int) -> dict[str, Given]:
         """The keys and arguments of `take()` in `lua/shared`."""
         keys = self._queue.keys
-        number, lease = (-1, -1) if served is None else (served.number, served.lease)
+        number, digest, lease = (
+            (-1, "", -1) if served is None else (served.identity.number, served.identity.digest, served.lease)
+        )
         return {
             "beats": keys.beats,
             "policy": keys.policy,
@@ -138,6 +166,7 @@ class Worker:
             "group": GROUP,
             "consumer": self.name,
             "served_number": number,
+            "served_digest": digest,
             "served_lease": lease,
             "idle_ms": int(self._staleness.claim_idle_seconds * 1000),
             "take_over": self._take_over,
@@ -180,7 +209,7 @@ class Worker:
         return min(max(1.0, self._num_workers / ASKS_PER_SECOND), self._queue.longest_block_seconds)
 
     async def wait(self, *, timeout_seconds: float) -> None:
-        """Return once a stage of the last `take`, which found nothing, may have an entry for us, or after the timeout.
+        """Return once a stage of the last `take` may have an entry for us, or after the timeout.
 
         Then `take`. An entry that is added wakes one of those who wait. It is missed only if that one dies before its
         `take`; so ask every `ask_seconds`. One task of a worker takes and waits; others only hand over.
@@ -357,18 +386,24 @@ class Worker:
         self._held[delivery.stage].discard(delivery.entry_id)
         self._with_episodes.discard((delivery.stage, delivery.entry_id))
 
-    async def keep_alive(self) -> None:
-        """Send heartbeats and renew all held entries, for ever. Without it other workers take them."""
+    async def keep_alive(
+        self, record: Callable[[], ServiceRecord] | None = None, *, ready: asyncio.Event | None = None
+    ) -> None:
+        """Send heartbeats and renew all held entries, for ever. Without it other workers take them.
+
+        record: of the service whose worker this is, shown to the others with each heartbeat. ready: the next heartbeat
+        follows at once when this becomes set. StrangerError: the service may not be shown, since the run is another's.
+        """
         beat_every = self._staleness.heartbeat_seconds / RENEWALS_PER_IDLE_TIME
         renew_every = self._staleness.claim_idle_seconds / RENEWALS_PER_IDLE_TIME
         next_renewal = 0.0
         while True:
-            await self._beat()
+            await self._beat(None if record is None else record())
             now = asyncio.get_running_loop().time()
             if now >= next_renewal:
                 await self._renew()
                 next_renewal = now + renew_every
-            await asyncio.sleep(min(beat_every, renew_every))
+            await _sleep_until(ready, min(beat_every, renew_every))
 
     async def retire(self) -> None:
         """Mark this worker as dead, so that others can take its entries at once, and no entry wakes it."""
@@ -378,16 +413,22 @@ class Worker:
             await self._queue.leave(keys.waiting(stage), self.name)
         await self._queue.delete([keys.looked(stage) for stage in Stage])
 
-    async def _beat(self) -> None:
+    async def _beat(self, record: ServiceRecord | None = None) -> None:
         keys = self._queue.keys
         self._num_workers = await self._queue.run(
             BEAT(
                 beats=keys.beats,
                 tidied=keys.tidied,
                 streams=[keys.stream(stage) for stage in Stage],
+                services=keys.services,
+                identity=keys.identity,
+                lease=keys.lease,
+                launcher=keys.launcher,
                 group=GROUP,
-                consumer=self.name,
+                name=self.name,
+                record=b"" if record is None else msgspec.json.encode(record),
                 alive_ms=int(self._staleness.heartbeat_seconds * 1000),
+                **self._queue.identity.compared,
             )
         )
         self._beaten = True
@@ -408,3 +449,13 @@ class Worker:
                         entries=list(entries),
                     )
                 )
+
+
+async def _sleep_until(ready: asyncio.Event | None, seconds: float) -> None:
+    """Sleep for so long, or until this becomes set if it is not."""
+    if ready is None or ready.is_set():
+        await asyncio.sleep(seconds)
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await ready.wait()

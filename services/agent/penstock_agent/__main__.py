@@ -103,9 +103,8 @@ async def serve(
             await served.run(
                 app,
                 background=[
-                    worker.keep_alive(),
+                    worker.keep_alive(record),
                     servers.follow(),
-                    queue.keep_registered(record, config.staleness.heartbeat_seconds),
                 ],
                 produce_groups=producer.produce_groups(served.stop),
             )

@@ -58,8 +58,7 @@ async def start(config: Config) -> None:
                 await served.run(
                     make_reward_app(scored, scoring, pool, metrics.registry, config.token, not_ready),
                     background=[
-                        worker.keep_alive(),
-                        queue.keep_registered(record, config.staleness.heartbeat_seconds),
+                        worker.keep_alive(record),
                         *([] if teacher is None else [teacher.servers.keep_probing()]),
                     ],
                     score_groups=score_groups(worker, scoring, metrics, served.stop, permits, teacher),

@@ -5,16 +5,14 @@ its tickets go to other services, and its engine dies with it. Exit codes: `pens
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from penstock.broker import Queue, Worker, connect
-from penstock.broker.queue import BEATS_PER_TTL
 from penstock.config import Config
 from penstock.contracts import ServiceKind
 from penstock.contracts.services import ServiceRecord
@@ -78,8 +76,14 @@ async def serve(config: Config, served: service.Service, make_engine: MakeEngine
     queue = await connect(config, ServiceKind.ROLLOUT)
     worker = Worker(queue, f"rollout-{socket.gethostname()}-{os.getpid()}", config.staleness)
 
+    def record() -> ServiceRecord:
+        """In the state `starting` nothing is pushed."""
+        return ServiceRecord(
+            ServiceKind.ROLLOUT, worker.name, served.url, os.getpid(), weights.state, weights.identity, engine.name
+        )
+
     async def register() -> None:
-        await queue.register(_record(worker.name, served.url, engine, weights), config.staleness.heartbeat_seconds)
+        await queue.register(record(), config.staleness.heartbeat_seconds)
 
     gate = TurnGate(queue.turn, register) if config.trainer.take_turns else None
     server, client = make_engine(config, worker.name)
@@ -115,8 +119,7 @@ async def serve(config: Config, served: service.Service, make_engine: MakeEngine
         await served.run(
             make_rollout_app(engine, weights, calls, metrics.registry, config.token, turns),
             background=[
-                worker.keep_alive(),
-                announce(register, engine, weights, config.staleness.heartbeat_seconds),
+                worker.keep_alive(record, ready=engine.up),
                 *([turns.watch()] if turns else []),
             ],
             produce_groups=produce_then_end_engine(),
@@ -129,10 +132,6 @@ async def serve(config: Config, served: service.Service, make_engine: MakeEngine
         for close in (each.close for each in (copy, relayed) if each is not None):
             await asyncio.to_thread(close)
         await queue.close()
-
-
-def _record(name: str, url: str, engine: Engine, weights: WeightUpdater) -> ServiceRecord:
-    return ServiceRecord(ServiceKind.ROLLOUT, name, url, os.getpid(), weights.state, weights.identity, engine.name)
 
 
 def _sglang(config: Config, name: str) -> tuple[EngineServer, EngineClient]:
@@ -162,23 +161,6 @@ def _relayed(config: Config, queue: Queue, metrics: RolloutMetrics, name: str) -
 def _local_folder(config: Config, needed_bytes: int) -> LocalFolder:
     name = f"{name_of_run(config.run.name, Path(config.run.root) / config.run.name)}-rollout"
     return LocalFolder(name, needed_bytes, config.weights.local_folder)
-
-
-async def announce(
-    register: Callable[[], Awaitable[None]], engine: Engine, weights: WeightUpdater, ttl_seconds: float
-) -> None:
-    """Renew the service's record, for ever, and at once when the engine is up; it expires when this stops.
-
-    In the state `starting` nothing is pushed.
-    """
-    while True:
-        await register()
-        if not engine.up.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ttl_seconds / BEATS_PER_TTL):
-                    await engine.up.wait()
-        else:
-            await asyncio.sleep(ttl_seconds / BEATS_PER_TTL)
 
 
 def main() -> NoReturn:

@@ -57,7 +57,13 @@ FilesOf = Callable[[Announcement, bool], Awaitable[Announcement]]
 class TicketQueue(Protocol):
     """The part of `penstock.broker.Worker` that the loop uses."""
 
-    async def take(self, *stages: Stage, served: Served | None = None) -> Delivery | None: ...
+    async def take(self, *stages: Stage, served: Served | None = None, has_room: bool = False) -> Delivery | None: ...
+
+    @property
+    def refused(self) -> bool: ...
+
+    @property
+    def expects_wakeup(self) -> bool: ...
 
     async def wait(self, *, timeout_seconds: float) -> None: ...
 
@@ -135,9 +141,14 @@ class Producer:
             await asyncio.wait({stopping, *self._running.tasks}, return_when=asyncio.FIRST_COMPLETED)
             return False
         await _until(self._weights.settled(), stopping)
-        if not await self._is_current(stopping):
+        if self._may_be_behind and not await self._is_current(stopping):
             return False
         return self._engine.up.is_set() and self._served is not None  # it may have been lost meanwhile
+
+    @property
+    def _may_be_behind(self) -> bool:
+        """Whether the announced version must be read. Whoever takes tickets is refused one once it is behind."""
+        return not self._takes or self._served is None or bool(self._weights.fenced) or self._tickets.refused
 
     async def _is_current(self, stopping: asyncio.Task[bool]) -> bool:
         """Load the announced weights unless they are served; False if tickets must wait."""
@@ -177,20 +188,21 @@ class Producer:
     async def _start_one(self, tasks: asyncio.TaskGroup, stopping: asyncio.Task[bool]) -> None:
         """Take a ticket and start its group, or wait until there may be one."""
         with self._running.coming():
-            delivery = await self._tickets.take(*self._running.order(), served=self._served)
+            order, has_room = self._running.order(), self._running.has_room
+            delivery = await self._tickets.take(*order, served=self._served, has_room=has_room)
             if delivery is not None and (ticket := await self._decode(delivery)) is not None:
                 self._start(tasks, delivery, ticket)
-        if delivery is None:
-            waiting = self._tickets.wait(timeout_seconds=self._tickets.ask_seconds)
-            await _until(waiting, stopping)
-        elif (isolated := self._running.isolated) is not None:
+        if delivery is not None and (isolated := self._running.isolated) is not None:
             log.warning("ticket %s runs alone: %d engines died with it", delivery.ticket_key, delivery.engine_deaths)
             await asyncio.wait({isolated, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        elif delivery is None or (self._tickets.expects_wakeup and not self._running.is_full):
+            waiting = self._tickets.wait(timeout_seconds=self._tickets.ask_seconds)
+            await _until(waiting, stopping)
 
     @property
     def _served(self) -> Served | None:
         identity = self._weights.identity
-        return None if identity is None else Served(identity.number, self._weights.lease)
+        return None if identity is None else Served(identity, self._weights.lease)
 
     def _start(self, tasks: asyncio.TaskGroup, delivery: Delivery, ticket: Ticket) -> None:
         alone = delivery.engine_deaths >= ISOLATION_DEATHS
@@ -267,7 +279,8 @@ class Producer:
             prompt_experts=prompt_experts(generated.answers, generated.num_prompt_tokens),
         )
         going_on = self._weights.state is ServerState.SERVING and not self._stop.is_set()
-        if going_on and self._running.may_replace(ticket):
+        # If the loop waits, there was no free ticket, and the next one wakes somebody.
+        if going_on and self._running.may_replace(ticket) and not self._tickets.expects_wakeup:
             with self._running.coming(leaving=ticket):
                 published, following = await self._tickets.hand_over_and_take(
                     delivery, group, Stage.ROLLOUTS, *self._running.order(ticket), served=self._served

@@ -34,7 +34,12 @@ class Running:
     @property
     def is_full(self) -> bool:
         """Whether another group has to wait for one of `tasks`."""
-        return bool(self._groups) and self._num_running() + self._num_coming + self._group_size > self._max_completions
+        return bool(self._groups) and not self.has_room
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another group fits beside all that run and come."""
+        return self._num_running() + self._num_coming + self._group_size <= self._max_completions
 
     def add(self, task: asyncio.Task[None], stage: Stage, num_completions: int, *, alone: bool = False) -> None:
         """A group that runs until its task ends."""

@@ -53,7 +53,7 @@ class Holder:
 
     @property
     def served(self) -> Served | None:
-        return Served(self.policy.number, self.lease) if self.stage is Stage.TICKETS else None
+        return Served(self.policy, self.lease) if self.stage is Stage.TICKETS else None
 
     async def take(self) -> Holding | None:
         return self._hold(await self.worker.take(self.stage, served=self.served))

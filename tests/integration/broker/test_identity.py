@@ -292,6 +292,10 @@ async def test_a_stranger_takes_nothing_and_is_told_which_keys_differ(queue: Que
             await stranger.take(Stage.TICKETS)
         with pytest.raises(StrangerError):
             await other.register(record_of("stranger"), ANSWER_SECONDS)
+        alive_until = await queue.guard(queue.client.hget(queue.keys.beats, stranger.name))
+        with pytest.raises(StrangerError):
+            await stranger.keep_alive(lambda: record_of(stranger.name))
+        assert await queue.guard(queue.client.hget(queue.keys.beats, stranger.name)) == alive_until
         await queue.register(record_of("own"), ANSWER_SECONDS)
         assert [each.name for each in await queue.services()] == ["own"]
     assert (await queue.client.xpending(queue.keys.stream(Stage.TICKETS), "penstock"))["pending"] == 0

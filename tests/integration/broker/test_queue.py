@@ -78,7 +78,7 @@ async def test_a_hand_over_to_a_server_that_is_behind_gives_nothing(
 ) -> None:
     await issue(trainer, 0)
     await trainer.issue([make_ticket(1)], Announcement(PolicyIdentity(3, "ab" * 8), "/weights", trainer.lease.number))
-    worker, served = make_worker(queue, queue_config), Served(2, trainer.lease.number)
+    worker, served = make_worker(queue, queue_config), Served(PolicyIdentity(2, "ab" * 8), trainer.lease.number)
     first = await worker.take(Stage.TICKETS)
     assert first is not None
     group = make_group(make_ticket(0))
@@ -150,13 +150,29 @@ async def test_an_entry_whose_delivery_was_lost_on_the_way_comes_back_to_the_onl
     assert again.entry_id == first.entry_id
 
 
-async def test_an_older_server_gets_nothing(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
+async def test_no_server_gets_a_ticket_before_a_version_is_announced(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    """It may have been pushed one already."""
+    await trainer.issue([make_ticket(0)])
+    worker, served = make_worker(queue, queue_config), Served(PolicyIdentity(0, "ab" * 8), trainer.lease.number)
+    assert await worker.take(Stage.TICKETS, served=served) is None
+    assert worker.refused
+    await trainer.issue([], Announcement(served.identity, "/weights", served.lease))
+    assert await worker.take(Stage.TICKETS, served=served) is not None
+
+
+async def test_a_server_with_older_or_other_weights_gets_nothing(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
     announcement = Announcement(PolicyIdentity(3, "ab" * 8), "/weights", trainer.lease.number)
     await trainer.issue([make_ticket(0)], announcement)
     worker, lease = make_worker(queue, queue_config), trainer.lease.number
-    assert await worker.take(Stage.TICKETS, served=Served(3, lease - 1)) is None
-    assert await worker.take(Stage.TICKETS, served=Served(2, lease)) is None
-    assert await worker.take(Stage.TICKETS, served=Served(3, lease)) is not None
+    assert await worker.take(Stage.TICKETS, served=Served(PolicyIdentity(3, "ab" * 8), lease - 1)) is None
+    assert await worker.take(Stage.TICKETS, served=Served(PolicyIdentity(2, "ab" * 8), lease)) is None
+    assert await worker.take(Stage.TICKETS, served=Served(PolicyIdentity(3, "cd" * 8), lease)) is None
+    assert worker.refused
+    assert await worker.take(Stage.TICKETS, served=Served(PolicyIdentity(3, "ab" * 8), lease)) is not None
     assert await queue.announced() == announcement
     assert await queue.client.hgetall(queue.keys.policy) == {
         b"number": b"3",

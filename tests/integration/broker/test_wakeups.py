@@ -1,6 +1,7 @@
 """Who is woken for an entry, and when entries of dead holders are looked for: both must not grow with the workers."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 from penstock.broker import Delivery, Queue, Served, Stage, Worker, connect
 from penstock.broker.trainer import TrainerQueue
 from penstock.config import Config
-from penstock.contracts import PolicyIdentity
-from penstock.contracts.services import Announcement
+from penstock.contracts import PolicyIdentity, ServiceKind
+from penstock.contracts.services import Announcement, ServiceRecord
 from tests.integration.broker.queue_setup import (
     expire_beat,
     issue,
@@ -120,7 +121,7 @@ async def test_a_server_that_is_behind_takes_no_wakeup_from_others(
     announcement = Announcement(PolicyIdentity(3, "ab" * 8), "/weights", trainer.lease.number)
     await trainer.issue([make_ticket(0)], announcement)
     behind = make_worker(queue, queue_config)
-    assert await behind.take(Stage.TICKETS, served=Served(2, trainer.lease.number)) is None
+    assert await behind.take(Stage.TICKETS, served=Served(PolicyIdentity(2, "ab" * 8), trainer.lease.number)) is None
     await behind.wait(timeout_seconds=0.001)
     assert await queue.client.zcard(queue.keys.waiting(Stage.TICKETS)) == 0
 
@@ -134,7 +135,9 @@ async def test_a_server_that_fell_behind_after_it_was_woken_wakes_another(
         async with asyncio.timeout(ANSWER_SECONDS):
             await tasks[0]
         await trainer.issue([], Announcement(PolicyIdentity(3, "ab" * 8), "/weights", trainer.lease.number))
-        assert await behind.take(Stage.TICKETS, served=Served(2, trainer.lease.number)) is None
+        assert (
+            await behind.take(Stage.TICKETS, served=Served(PolicyIdentity(2, "ab" * 8), trainer.lease.number)) is None
+        )
         async with asyncio.timeout(ANSWER_SECONDS):
             await tasks[1]
 
@@ -150,7 +153,10 @@ async def test_a_full_server_tells_one_that_is_behind_so(
     try:
         await queue.client.config_set("maxmemory", "1mb")
         async with asyncio.timeout(ANSWER_SECONDS):
-            assert await behind.take(Stage.TICKETS, served=Served(2, trainer.lease.number)) is None
+            assert (
+                await behind.take(Stage.TICKETS, served=Served(PolicyIdentity(2, "ab" * 8), trainer.lease.number))
+                is None
+            )
     finally:
         await queue.client.config_set("maxmemory", "0")
 
@@ -241,6 +247,34 @@ async def test_a_wakeup_of_one_stage_does_not_leave_another_asleep(
             await task
 
 
+async def test_whoever_takes_the_last_free_entry_and_has_room_is_woken_by_the_next(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    """One call takes an entry and waits for the next: an entry costs as much however many workers share the work."""
+    await issue(trainer, 0, 1)
+    worker = make_worker(queue, queue_config)
+    queue.longest_block_seconds = NEVER_SECONDS
+    for is_last in (False, True):
+        assert await worker.take(Stage.EVAL, Stage.TICKETS, has_room=True) is not None
+        assert worker.expects_wakeup is is_last
+    waiting_on = asyncio.create_task(worker.wait(timeout_seconds=NEVER_SECONDS))
+    await issue(trainer, 2)
+    async with asyncio.timeout(ANSWER_SECONDS):
+        await waiting_on
+    assert (await taken(worker)).ticket_key == "2"
+
+
+async def test_a_worker_without_room_is_not_woken(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
+    await issue(trainer, 0)
+    full, other = make_worker(queue, queue_config), make_worker(queue, queue_config)
+    await taken(full)
+    assert not full.expects_wakeup
+    async with waiting(queue, [other]) as [task]:
+        await issue(trainer, 1)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await task
+
+
 @pytest.mark.parametrize("handed_over", [True, False])
 async def test_consumers_that_are_dead_and_hold_nothing_are_forgotten_once_a_minute(
     trainer: TrainerQueue, queue: Queue, queue_config: Config, handed_over: bool
@@ -261,6 +295,18 @@ async def test_consumers_that_are_dead_and_hold_nothing_are_forgotten_once_a_min
     assert await beating(queue) == expected
     consumers: Any = await queue.client.xinfo_consumers(queue.keys.stream(Stage.TICKETS), "penstock")
     assert {each["name"].decode() for each in consumers} == expected - {living.name}
+
+
+async def test_records_of_services_are_forgotten_an_hour_after_they_expired(queue: Queue, queue_config: Config) -> None:
+    worker, services = make_worker(queue, queue_config), queue.keys.services
+    now_ms = int(1000 * time.time())
+    shown = "reward|abababababababab|{}"
+    expired: Any = {"an hour ago": f"{now_ms - 3_660_000}|{shown}", "lately": f"{now_ms - 3_540_000}|{shown}"}
+    await queue.guard(queue.client.hset(services, mapping=expired))
+    await worker._beat(ServiceRecord(ServiceKind.REWARD, worker.name, "http://127.0.0.1:1", 1, "ready"))
+    assert [each.name for each in await queue.services()] == [worker.name]
+    found: Any = await queue.guard(queue.client.hkeys(services))
+    assert {name.decode() for name in found} == {"lately", worker.name}
 
 
 async def beating(queue: Queue) -> set[str]:

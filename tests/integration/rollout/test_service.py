@@ -149,7 +149,7 @@ async def test_it_serves_pushes_tickets_and_sigterm(
             assert process.returncode == 0, errors
             assert [each for each in await queue.services() if each.kind is ServiceKind.ROLLOUT] == []
             other = Worker(queue, "other", queue_config.staleness)
-            assert (await other.take(Stage.TICKETS, served=Served(1, lease))) is not None
+            assert (await other.take(Stage.TICKETS, served=Served(PolicyIdentity(1, digest), lease))) is not None
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ async def test_in_a_run_of_agents_it_answers_calls_and_leaves_tickets_alone(
         _, errors = await asyncio.wait_for(process.communicate(), START_SECONDS)
         assert process.returncode == 0, errors
         other = Worker(queue, "other", config.staleness)
-        assert (await other.take(Stage.TICKETS, served=Served(1, lease))) is not None
+        assert (await other.take(Stage.TICKETS, served=Served(PolicyIdentity(1, digest), lease))) is not None
 
 
 async def test_episodes_that_are_too_long_for_the_engine_end_it(

@@ -18,6 +18,7 @@ from penstock_rollout.generator import Generator
 from penstock_rollout.metrics import RolloutMetrics
 from penstock_rollout.producer import Producer
 from penstock_rollout.weights.updater import WeightUpdater
+from penstock_rollout.weights.version_order import is_behind
 from tests.patience import ANSWER_SECONDS
 from tests.unit.rollout.fake_model import prompt_logprobs
 from tests.unit.rollout.test_fake_engine import FakeServer, FakeSGLang, serving, stage_weights
@@ -31,15 +32,17 @@ class MemoryQueue:
     def __init__(self) -> None:
         self.waiting: dict[Stage, list[Delivery]] = {Stage.TICKETS: [], Stage.EVAL: []}
         self.announced: Announcement | None = None
+        self.num_announcements_read = 0
         self.published: list[RolloutGroup] = []
         self.returned: list[tuple[str, str]] = []
         self.reasons: list[str] = []
         self.buried: list[str] = []
         self.taken: list[str] = []
-        self.followed = 0
+        self.num_asked_with_hand_over = self.followed = 0
         self.changed = asyncio.Event()
         self.ask_seconds = 0.05
         self.waits = asyncio.Event()
+        self.refused = self.expects_wakeup = False
 
     def put(self, ticket: Ticket, **fields: Any) -> None:
         stage = Stage.TICKETS if ticket.purpose == "train" else Stage.EVAL
@@ -48,18 +51,23 @@ class MemoryQueue:
         self.changed.set()
 
     async def announcement(self) -> Announcement | None:
+        self.num_announcements_read += 1
         return self.announced
 
-    async def take(self, *stages: Stage, served: Served | None = None) -> Delivery | None:
-        assert self.announced is not None
-        wanted = self.announced
-        if served is None or served.number < wanted.identity.number or served.lease < wanted.lease:
+    async def take(self, *stages: Stage, served: Served | None = None, has_room: bool = False) -> Delivery | None:
+        self.expects_wakeup = False
+        self.refused = (
+            served is None or self.announced is None or is_behind(served.identity, served.lease, self.announced)
+        )
+        if self.refused:
             return None
         for stage in stages:
             if self.waiting[stage]:
                 delivery = self.waiting[stage].pop(0)
                 self.taken.append(delivery.ticket_key)
+                self.expects_wakeup = has_room and not any(self.waiting.values())
                 return delivery
+        self.expects_wakeup = True
         return None
 
     async def wait(self, *, timeout_seconds: float) -> None:
@@ -79,7 +87,10 @@ class MemoryQueue:
         self, delivery: Delivery, message: RolloutGroup, to: Stage, *stages: Stage, served: Served | None = None
     ) -> tuple[bool, Delivery | None]:
         await self.hand_over(delivery, message, to)
+        self.num_asked_with_hand_over += 1
+        expected = self.expects_wakeup
         following = await self.take(*stages, served=served)
+        self.expects_wakeup = expected
         self.followed += following is not None
         return True, following
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from penstock.contracts import ServerState
 from penstock_rollout import producer
 from penstock_rollout.metrics import RolloutMetrics
 from tests.patience import ANSWER_SECONDS
@@ -50,8 +51,29 @@ async def test_a_time_of_day_that_is_set_back_leaves_a_group_its_duration(
     assert 0 <= group.ended_at - group.started_at < ANSWER_SECONDS
 
 
+async def test_while_tickets_come_the_announced_version_is_not_read(rollout: Rollout) -> None:
+    """At a thousand servers each read counts. A server that is behind is refused a ticket, and reads."""
+    rollout.announce(1)
+    for number in range(6):
+        rollout.queue.put(ticket(number))
+        await rollout.until(lambda done=number + 1: len(rollout.queue.published) == done)
+        if number == 0:
+            num_read = rollout.queue.num_announcements_read
+    assert rollout.queue.num_announcements_read == num_read
+    rollout.announce(2)
+    rollout.queue.put(ticket(6))
+    await rollout.until(lambda: len(rollout.queue.published) == 7)
+    assert rollout.queue.published[-1].completions[0].oldest_version == 2
+
+
 async def test_nothing_is_taken_before_a_version_is_announced(rollout: Rollout) -> None:
+    """Also by a server that has been pushed one."""
     rollout.queue.put(ticket(0))
+    rollout.announce(1)
+    pushed, rollout.queue.announced = rollout.queue.announced, None
+    assert pushed is not None
+    await rollout.until(lambda: rollout.weights.state is not ServerState.STARTING)
+    await rollout.weights.update(pushed)
     await asyncio.sleep(0.2)
     assert rollout.queue.taken == []
 
@@ -70,6 +92,13 @@ async def test_in_a_run_of_agents_it_takes_nothing_and_follows_the_announced_wei
             await rollout.until(lambda wanted=announced.identity: rollout.weights.identity == wanted)
         rollout.stop.set()
     assert rollout.queue.taken == []
+
+
+async def test_the_hand_over_of_a_server_that_waits_for_tickets_asks_for_none(rollout: Rollout) -> None:
+    rollout.queue.put(ticket(0))
+    rollout.announce(1)
+    await rollout.until(lambda: rollout.queue.published)
+    assert rollout.queue.num_asked_with_hand_over == 0
 
 
 async def test_a_server_that_is_behind_loads_before_it_takes(rollout: Rollout) -> None:

@@ -11,10 +11,12 @@ local function release(stream, ids)
 end
 
 local function has_free(stream)
+  local length = redis.call('XLEN', stream)
+  if length == 0 then return false end
   if #redis.call('XPENDING', stream, group, '-', '+', '1', RELEASED) > 0 then return true end
   local facts = redis.call('XINFO', 'GROUPS', stream)[1] or {}
   for i = 1, #facts, 2 do
-    if facts[i] == 'pending' then return redis.call('XLEN', stream) > facts[i + 1] end
+    if facts[i] == 'pending' then return length > facts[i + 1] end
   end
   return false
 end

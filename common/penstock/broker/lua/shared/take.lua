@@ -2,9 +2,10 @@
 --
 -- take(): gives this consumer entries of the first stage that has any, those that were released first.
 -- It answers {{place of the stage from 0, entry, fields, failures, deaths}...}, or false if this consumer may take
--- nothing: a stranger, and a server that is behind the announced version.
+-- nothing: a stranger, and a server that is behind the announced version, or before one is announced; then whether
+-- entries are left that are free.
 -- Needs: group, consumer, beats, policy, failures, deaths, stages(stream waiting looked)...,
---   served_number, served_lease: the version that this server serves, -1 if it does not matter
+--   served_number, served_digest, served_lease: the version that this server serves, -1 if it does not matter
 --   idle_ms: an entry that was not renewed for so long is free
 --   take_over: 1 for the holder of the trainer's lease, who also takes entries of living holders
 --   limit: most entries
@@ -33,9 +34,14 @@ end
 
 -- Nobody sleeps while an entry is free: it has woken somebody, who takes it or wakes another here.
 local function pass_on()
+  local is_any_left = false
   for _, stage in ipairs(stages) do
-    if has_free(stage.stream) then wake(stage.waiting, 1) end
+    if has_free(stage.stream) then
+      wake(stage.waiting, 1)
+      is_any_left = true
+    end
   end
+  return is_any_left
 end
 
 local function described(found, place, has_counts)
@@ -52,23 +58,24 @@ end
 local function is_behind()
   local number, lease_number = tonumber(served_number), tonumber(served_lease)
   if number < 0 then return false end
-  local announced = redis.call('HMGET', policy, 'number', 'lease')
-  return number < tonumber(announced[1] or '-1') or lease_number < tonumber(announced[2] or '-1')
+  local announced = redis.call('HMGET', policy, 'number', 'lease', 'digest')
+  if not announced[1] then return true end
+  local last_number, last_lease = tonumber(announced[1]), tonumber(announced[2])
+  local is_other = number == last_number and lease_number == last_lease and served_digest ~= announced[3]
+  return number < last_number or lease_number < last_lease or is_other
 end
 
 local function take()
   if is_stranger or is_behind() then
-    pass_on()
-    return false
+    return false, pass_on()
   end
   for i, stage in ipairs(stages) do
-    local found = entries_of(stage)
+    local found = redis.call('XLEN', stage.stream) > 0 and entries_of(stage) or {}
     if #found > 0 then
-      pass_on()
       local has_counts = redis.call('EXISTS', failures, deaths) > 0
       for j, each in ipairs(found) do found[j] = described(each, i - 1, has_counts) end
-      return found
+      return found, pass_on()
     end
   end
-  return {}
+  return {}, false
 end

@@ -8,10 +8,16 @@ local MOST_WOKEN = 64
 local WOKEN_MS = 10000  -- of a wake-up that nobody takes: the worker is dead or cut off; others ask meanwhile
 
 local function wake(waiting, count)
-  redis.call('ZREMRANGEBYSCORE', waiting, '-inf', now())
-  local woken, prefix = redis.call('ZPOPMIN', waiting, math.min(count, MOST_WOKEN)), string.match(waiting, '^(.*:)waiting:')
-  for i = 1, #woken, 2 do
-    redis.pcall('RPUSH', prefix .. 'woken:' .. woken[i], '1')
-    redis.pcall('PEXPIRE', prefix .. 'woken:' .. woken[i], WOKEN_MS)
+  local left, prefix, now_ms = math.min(count, MOST_WOKEN), string.match(waiting, '^(.*:)waiting:'), now()
+  while left > 0 do
+    local first = redis.call('ZPOPMIN', waiting, left)
+    if #first == 0 then return end
+    for i = 1, #first, 2 do
+      if tonumber(first[i + 1]) > now_ms then  -- else it has given up its wait
+        redis.pcall('RPUSH', prefix .. 'woken:' .. first[i], '1')
+        redis.pcall('PEXPIRE', prefix .. 'woken:' .. first[i], WOKEN_MS)
+        left = left - 1
+      end
+    end
   end
 end

@@ -1,34 +1,49 @@
--- KEYS beats tidied streams...
--- ARGV group consumer alive_ms
--- USES now
+-- KEYS beats tidied services identity lease launcher streams...
+-- ARGV group name record alive_ms kind digest
+-- USES now show
 --
--- Keeps a consumer alive for alive_ms. Once a minute it also deletes, for all workers, consumers that are dead and hold
--- nothing: they never come back, since names are new at every start. Answers how many consumers have beaten: those that
--- are alive, and dead ones that were not deleted yet.
+-- Keeps a consumer alive for alive_ms, and shows its service for as long, unless the record is empty. Once a minute it
+-- also deletes, for all workers, consumers that are dead and hold nothing: they never come back, since names are new at
+-- every start; and the records of services whose deadline was an hour ago. Answers how many consumers have beaten: those
+-- that are alive, and dead ones that were not deleted yet; or the error _STRANGER if the service may not be shown: then
+-- the consumer is not kept alive either.
 --
 -- Repeated, it sets the deadline again.
 local TIDY_EVERY_MS = 60000
+local FORGOTTEN_AFTER_MS = 3600000
 local now_ms = now()
+
+local function forget_services()
+  local all = redis.call('HGETALL', services)
+  for i = 1, #all, 2 do
+    local deadline = string.match(all[i + 1], '^(%d+)|')
+    if tonumber(deadline) + FORGOTTEN_AFTER_MS < now_ms then redis.call('HDEL', services, all[i]) end
+  end
+end
 
 local function tidy()
   local holds = {}
   for _, stream in ipairs(streams) do
     for _, other in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
-      local name, pending = other[2], other[4]  -- {'name', n, 'pending', p, ...}
+      local consumer, pending = other[2], other[4]  -- {'name', n, 'pending', p, ...}
       if pending > 0 then
-        holds[name] = true
-      elseif tonumber(redis.call('HGET', beats, name) or '0') <= now_ms then
-        redis.call('XGROUP', 'DELCONSUMER', stream, group, name)
+        holds[consumer] = true
+      elseif tonumber(redis.call('HGET', beats, consumer) or '0') <= now_ms then
+        redis.call('XGROUP', 'DELCONSUMER', stream, group, consumer)
       end
     end
   end
   local deadlines = redis.call('HGETALL', beats)
   for i = 1, #deadlines, 2 do
-    local name = deadlines[i]
-    if tonumber(deadlines[i + 1]) <= now_ms and not holds[name] then redis.call('HDEL', beats, name) end
+    local consumer = deadlines[i]
+    if tonumber(deadlines[i + 1]) <= now_ms and not holds[consumer] then redis.call('HDEL', beats, consumer) end
   end
 end
 
-redis.call('HSET', beats, consumer, string.format('%d', now_ms + alive_ms))
-if redis.call('SET', tidied, '1', 'NX', 'PX', TIDY_EVERY_MS) then tidy() end
+if record ~= '' and not show(now_ms) then return refused() end
+redis.call('HSET', beats, name, string.format('%d', now_ms + alive_ms))
+if redis.call('SET', tidied, '1', 'NX', 'PX', TIDY_EVERY_MS) then
+  tidy()
+  forget_services()
+end
 return redis.call('HLEN', beats)
