@@ -13,6 +13,7 @@ from random import Random
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -38,7 +39,7 @@ def held_bytes() -> int:
     gc.collect()
     seen: dict[int, int] = {}
     for each in gc.get_objects():
-        if issubclass(type(each), Tensor):
+        if issubclass(type(each), Tensor) and not issubclass(type(each), FakeTensor):  # these have no memory
             local = each._local_tensor if isinstance(each, DTensor) else each
             if local.device.type == "cpu" and local.layout == torch.strided:
                 storage = local.untyped_storage()
