@@ -91,9 +91,14 @@ class Server:
     queue: MemoryQueue = field(default_factory=MemoryQueue)
 
     async def generates(self) -> None:
+        """Return once its group runs, or has ended: on a busy machine a push may take longer."""
         async with asyncio.timeout(START_SECONDS):
-            while not self.metrics.registry.get_sample_value("penstock_rollout_inflight_groups"):  # noqa: ASYNC110
+            while not self._runs and not self.queue.published:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
+
+    @property
+    def _runs(self) -> bool:
+        return bool(self.metrics.registry.get_sample_value("penstock_rollout_inflight_groups"))
 
     async def group(self, prompt: Sequence[int], max_new_tokens: int) -> tuple[Completion, ...]:
         """The completions of a ticket, as they are handed over."""
