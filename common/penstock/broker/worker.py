@@ -316,7 +316,7 @@ class Worker:
         self.forget(delivery)
         if outcome == EntryOutcome.LATE:
             log.warning("late: ticket %s had gone to another worker; its result is not published", delivery.ticket_key)
-        found = self._deliveries(stages, taken)
+        found = self._deliveries(stages, taken) if stages else []  # else nothing was asked, and nothing refused
         return outcome == EntryOutcome.MOVED, found[0] if found else None
 
     async def give_back(

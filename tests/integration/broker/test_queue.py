@@ -150,6 +150,20 @@ async def test_an_entry_whose_delivery_was_lost_on_the_way_comes_back_to_the_onl
     assert again.entry_id == first.entry_id
 
 
+async def test_a_server_that_was_refused_stays_so_while_it_hands_over(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    """It loads what is announced because it was refused: groups that end meanwhile must not keep it from that."""
+    await issue(trainer, 0)
+    worker, served = make_worker(queue, queue_config), Served(PolicyIdentity(2, "ab" * 8), trainer.lease.number)
+    held = await worker.take(Stage.TICKETS)
+    assert held is not None
+    await trainer.issue([], Announcement(PolicyIdentity(3, "ab" * 8), "/weights", trainer.lease.number))
+    assert await worker.take(Stage.TICKETS, served=served) is None
+    assert await worker.hand_over(held, make_group(make_ticket(0)), Stage.ROLLOUTS)
+    assert worker.refused
+
+
 async def test_no_server_gets_a_ticket_before_a_version_is_announced(
     trainer: TrainerQueue, queue: Queue, queue_config: Config
 ) -> None:
