@@ -8,6 +8,7 @@ every script may be repeated after a broken connection. `connect.py` makes it; `
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
@@ -40,6 +41,7 @@ TURN = Script("anyone/turn")
 OLDEST_VERSION = (6, 2)  # XPENDING ... IDLE, XAUTOCLAIM and GETDEL appeared there
 LONGEST_BLOCK_SECONDS = 30.0  # of one wait for a wake-up
 RELEASED = b"released"  # the consumer of entries that nobody holds any more (lua/shared/released.lua)
+SHOWN = re.compile(rb"(\d+)\|([a-z]+)\|([0-9a-f]+)\|(.*)", re.DOTALL)  # a service, as show() in lua/shared writes it
 FULL_RETRY_SECONDS = 1.0
 NO_CONNECTION_LEFT = "max number of clients reached"
 
@@ -236,8 +238,8 @@ class Queue:
         now_ms = clock[0] * 1000 + clock[1] // 1000
         expected = {str(kind).encode(): digest for kind, digest in zip(kinds, digests, strict=True) if digest}
         alive = []
-        for value in values.values():
-            deadline, kind, digest, record = value.split(b"|", 3)  # as show() in lua/shared writes it
+        for match in filter(None, map(SHOWN.fullmatch, values.values())):
+            deadline, kind, digest, record = match.groups()
             if int(deadline) > now_ms and expected.get(kind, digest) == digest:
                 alive.append(msgspec.json.decode(record, type=ServiceRecord))
         return sorted(alive, key=lambda each: each.name)

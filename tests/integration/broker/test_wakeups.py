@@ -302,6 +302,7 @@ async def test_records_of_services_are_forgotten_an_hour_after_they_expired(queu
     now_ms = int(1000 * time.time())
     shown = "reward|abababababababab|{}"
     expired: Any = {"an hour ago": f"{now_ms - 3_660_000}|{shown}", "lately": f"{now_ms - 3_540_000}|{shown}"}
+    expired["malformed"] = "shown"
     await queue.guard(queue.client.hset(services, mapping=expired))
     await worker._beat(ServiceRecord(ServiceKind.REWARD, worker.name, "http://127.0.0.1:1", 1, "ready"))
     assert [each.name for each in await queue.services()] == [worker.name]

@@ -17,7 +17,7 @@ local function forget_services()
   local all = redis.call('HGETALL', services)
   for i = 1, #all, 2 do
     local deadline = string.match(all[i + 1], '^(%d+)|')
-    if tonumber(deadline) + FORGOTTEN_AFTER_MS < now_ms then redis.call('HDEL', services, all[i]) end
+    if tonumber(deadline or '0') + FORGOTTEN_AFTER_MS < now_ms then redis.call('HDEL', services, all[i]) end
   end
 end
 
