@@ -76,6 +76,8 @@ async def test_nothing_is_taken_before_a_version_is_announced(rollout: Rollout) 
     await rollout.weights.update(pushed)
     await asyncio.sleep(0.2)
     assert rollout.queue.taken == []
+    rollout.queue.announced = pushed
+    await rollout.until(lambda: rollout.queue.published)
 
 
 async def test_in_a_run_of_agents_it_takes_nothing_and_follows_the_announced_weights(
