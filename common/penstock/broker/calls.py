@@ -37,7 +37,7 @@ class Calls:
             if isinstance(each, ResponseError) and not isinstance(each, OutOfMemoryError):
                 raise each
         if isinstance(answer, NoScriptError):
-            await self._client.script_load(call.script.text)
+            _checked(*await self._exchange([("SCRIPT", "LOAD", call.script.text)]))
             [answer] = await self._exchange([command])
         return _checked(answer)
 
@@ -51,7 +51,7 @@ class Calls:
         connection = self._idle.pop() if self._idle else self._client.connection_pool.make_connection()
         try:
             await connection.send_packed_command([pack_command(tuple(each)) for each in commands])
-            answers = [await _answer(connection.read_response()) for _ in commands]
+            answers = [await _answer(self._client.parse_response(connection, each[0])) for each in commands]
         except (ConnectionError, TimeoutError, OSError):
             await connection.disconnect(nowait=True)
             return [await _answer(self._client.execute_command(*each)) for each in commands]

@@ -35,6 +35,7 @@ async def connect(config: Config, kind: ServiceKind = ServiceKind.TRAINER, *, kn
         await queue.check_server(make_groups=not known_only)
         if known_only:
             await queue.require_run(config.run.name)
+        await queue.close_idle()
     except BaseException:
         await queue.close()
         raise

@@ -71,6 +71,10 @@ class Queue:
         self._secrets = secrets
         self._calls = Calls(client)
 
+    async def close_idle(self) -> None:
+        """Close the connections of the client's pool that no call uses: most services need them only at their start."""
+        await self.client.connection_pool.disconnect(inuse_connections=False)
+
     async def close(self) -> None:
         await self._calls.close()
         await self.client.aclose()
@@ -107,7 +111,7 @@ class Queue:
 
     async def read_map(self, key: str) -> dict[bytes, bytes]:
         """The hash under a key; empty if it does not exist."""
-        found: dict[bytes, bytes] = await self.guard(self.client.hgetall(key))
+        found: dict[bytes, bytes] = await self.guard(self._calls.read("HGETALL", key))
         return found
 
     async def wait_for_wakeup(self, key: str, timeout_seconds: float) -> None:
@@ -183,7 +187,7 @@ class Queue:
 
     async def announced(self) -> Announcement | None:
         """The announced version, or None before the trainer has announced any."""
-        fields = await self.guard(self.client.hgetall(self.keys.policy))
+        fields = await self.read_map(self.keys.policy)
         return read_announced(fields) if fields else None
 
     async def turn(self) -> Turn | None:

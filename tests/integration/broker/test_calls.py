@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
@@ -67,3 +68,11 @@ async def test_a_call_whose_connection_breaks_is_repeated_by_the_client(calls: C
     await queue.client.client_kill_filter(_id=str(first))
     await queue.client.lpush(queue.keys.name("list"), "value")
     assert list(await waiting) == [queue.keys.name("list").encode(), b"value"]
+
+
+async def test_an_answer_has_the_same_form_after_its_connection_broke(calls: Calls, queue: Queue) -> None:
+    fields: Any = {b"one": b"1", b"two": b"2"}
+    await queue.guard(queue.client.hset(queue.keys.counters, mapping=fields))
+    assert await calls.read("HGETALL", queue.keys.counters) == fields
+    await queue.client.client_kill_filter(_id=str(await calls.read("CLIENT", "ID")))
+    assert await calls.read("HGETALL", queue.keys.counters) == fields

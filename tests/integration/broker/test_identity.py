@@ -203,13 +203,14 @@ async def test_a_run_whose_trainer_is_starting_again_is_not_replaced(
     trainer = await owned(queue, queue_config, home_in(tmp_path / "a"))
     await asyncio.to_thread(trainer.lease.release)
     config = lively(queue_config, run={"existing": "replace"})
+    await queue.register(record_of("reward-here-1"), 60)
     launching = asyncio.create_task(held_by(queue, config, home_in(tmp_path / "b")))
     async with asyncio.timeout(ANSWER_SECONDS):
-        for beat in itertools.count():
-            await queue.register(record_of("reward-here-1"), 60 + beat)
+        for beat in itertools.count(1):
             await asyncio.wait([launching], timeout=0.1)
             if launching.done():
                 break
+            await queue.register(record_of("reward-here-1"), 60 + beat)
     with pytest.raises(StrangerError, match=r"is not deleted \(run.existing is replace\) \(reward-here-1\)\. It is"):
         await launching
     await queue.unregister("reward-here-1")
