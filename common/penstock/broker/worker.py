@@ -38,6 +38,7 @@ MAX_ENGINE_DEATHS = 3  # another ticket may have caused two; the third happens w
 RENEWALS_PER_IDLE_TIME = 3
 ASKS_PER_SECOND = 32  # of all workers that wait for tickets, together; more if there are over 960 of them
 LATE_SECONDS = 1.0  # how late a worker may ask again, and is still woken meanwhile
+FOR_ALL_SECONDS = 60.0  # between two heartbeats of a worker that count all workers, and may tidy up after the dead
 REFUSED_SECONDS = 0.1  # between two attempts of a worker that may take nothing
 PART_TTL_MS = 60_000  # of a part that no entry names yet; the script that names it follows at once
 EPISODES_TTL_MS = 24 * 3600_000  # of the finished episodes of a ticket that nobody holds; a holder renews it
@@ -91,16 +92,16 @@ class Worker:
     """A consumer. Its name is new at every start, so that entries of an earlier life count as another consumer's."""
 
     def __init__(self, queue: Queue, name: str, staleness: StalenessSection, *, take_over: bool = False) -> None:
-        """`take_over`: claim all entries of others at once; only for the trainer, which is alone by its lease."""
+        """`take_over`: claim all entries of others; only for the trainer, which is alone by its lease."""
         self.name = f"{name}-{uuid.uuid4().hex[:8]}"
         self._queue = queue
         self._staleness = staleness
-        self._take_over = take_over
+        self._take_over = self._takes_over_at_once = take_over
         self._held: dict[Stage, set[str]] = {stage: set() for stage in Stage}
         self._with_episodes: set[tuple[Stage, str]] = set()
         self._refused = self._expects_wakeup = False
         self._beaten = False
-        self._num_workers = 1
+        self._num_workers, self._next_for_all = 1, 0.0
 
     @property
     def num_held(self) -> int:
@@ -113,7 +114,7 @@ class Worker:
 
     @property
     def expects_wakeup(self) -> bool:
-        """Whether the last `take` left no entry free, so that the next one wakes this worker: `wait`, then `take`."""
+        """Whether the next entry wakes this worker: the last `take` left none, or woke others for them. So `wait`."""
         return self._expects_wakeup
 
     async def take(self, *stages: Stage, served: Served | None = None, has_room: bool = False) -> Delivery | None:
@@ -131,9 +132,12 @@ class Worker:
     async def _take(
         self, stages: Sequence[Stage], served: Served | None, limit: int, *, has_room: bool = False
     ) -> list[Delivery]:
+        keys = self._queue.keys
         if not self._beaten:
             await self._beat()
-        keys = self._queue.keys
+        if self._takes_over_at_once:
+            await self._queue.delete([keys.looked(each) for each in stages])
+            self._takes_over_at_once = False
         call = TAKE(
             lease=keys.lease,
             launcher=keys.launcher,
@@ -414,8 +418,10 @@ class Worker:
         await self._queue.delete([keys.looked(stage) for stage in Stage])
 
     async def _beat(self, record: ServiceRecord | None = None) -> None:
-        keys = self._queue.keys
-        self._num_workers = await self._queue.run(
+        keys, now = self._queue.keys, asyncio.get_running_loop().time()
+        if for_all := now >= self._next_for_all:
+            self._next_for_all = now + FOR_ALL_SECONDS
+        num_workers = await self._queue.run(
             BEAT(
                 beats=keys.beats,
                 tidied=keys.tidied,
@@ -428,9 +434,11 @@ class Worker:
                 name=self.name,
                 record=b"" if record is None else msgspec.json.encode(record),
                 alive_ms=int(self._staleness.heartbeat_seconds * 1000),
+                for_all=for_all,
                 **self._queue.identity.compared,
             )
         )
+        self._num_workers = num_workers or self._num_workers
         self._beaten = True
 
     async def _renew(self) -> None:

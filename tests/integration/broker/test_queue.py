@@ -97,6 +97,23 @@ async def test_several_are_taken_at_once_those_of_the_dead_first(
     assert [each.ticket_key for each in await living.take_several(Stage.TICKETS, 3)] == ["3"]
 
 
+async def test_a_trainers_first_look_takes_what_its_earlier_life_still_holds(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    """Its later ones are as rare as those of others: each costs the queue as much as there are held entries."""
+    await issue(trainer, 0, 1)
+    earlier, later = (Worker(queue, "trainer", queue_config.staleness, take_over=True) for _ in range(2))
+    assert len(await earlier.take_several(Stage.TICKETS, 2)) == 2
+    assert await queue.client.exists(queue.keys.looked(Stage.TICKETS))
+    assert [each.ticket_key for each in await later.take_several(Stage.TICKETS, 2)] == ["0", "1"]
+    await issue(trainer, 2)
+    assert len(await make_worker(queue, queue_config).take_several(Stage.TICKETS, 1)) == 1
+    await queue.guard(queue.client.set(queue.keys.looked(Stage.TICKETS), "1"))
+    assert await later.take_several(Stage.TICKETS, 1) == []
+    await look_again(queue)
+    assert [each.ticket_key for each in await later.take_several(Stage.TICKETS, 1)] == ["2"]
+
+
 async def test_a_heartbeat_keeps_work(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
     await issue(trainer, 0)
     staleness = queue_config.staleness.model_copy(update={"heartbeat_seconds": 0.3})  # so it beats every 0.1 s

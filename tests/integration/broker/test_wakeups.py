@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -247,7 +248,7 @@ async def test_a_wakeup_of_one_stage_does_not_leave_another_asleep(
             await task
 
 
-async def test_whoever_takes_the_last_free_entry_and_has_room_is_woken_by_the_next(
+async def test_whoever_has_room_and_leaves_no_entry_is_woken_by_the_next(
     trainer: TrainerQueue, queue: Queue, queue_config: Config
 ) -> None:
     """One call takes an entry and waits for the next: an entry costs as much however many workers share the work."""
@@ -262,6 +263,30 @@ async def test_whoever_takes_the_last_free_entry_and_has_room_is_woken_by_the_ne
     async with asyncio.timeout(ANSWER_SECONDS):
         await waiting_on
     assert (await taken(worker)).ticket_key == "2"
+
+
+async def test_all_that_wait_get_an_entry_before_any_gets_two(
+    trainer: TrainerQueue, queue: Queue, queue_config: Config
+) -> None:
+    """More than are woken at once: whoever takes one wakes the next, and waits behind all others."""
+    workers = [make_worker(queue, queue_config, str(number)) for number in range(70)]
+    for worker in workers:
+        assert await worker.take(Stage.TICKETS, has_room=True) is None
+    await issue(trainer, *range(100))
+    woken, taken_by, num_empty = list[Worker](), Counter[str](), 0
+    while taken_by.total() < 100:
+        for worker in workers:
+            if worker not in woken and await queue.client.exists(queue.keys.woken(worker.name)):
+                woken.append(worker)
+        worker = woken.pop(0)
+        if await worker.take(Stage.TICKETS, has_room=True) is None:
+            num_empty += 1
+        else:
+            taken_by[worker.name] += 1
+        assert worker.expects_wakeup
+    assert len(taken_by) == 70
+    assert set(taken_by.values()) == {1, 2}
+    assert num_empty == 0
 
 
 async def test_a_worker_without_room_is_not_woken(trainer: TrainerQueue, queue: Queue, queue_config: Config) -> None:
@@ -287,14 +312,18 @@ async def test_consumers_that_are_dead_and_hold_nothing_are_forgotten_once_a_min
     assert await empty.take(Stage.TICKETS) is None
     await expire_beat(queue, holding)
     await expire_beat(queue, empty)
-    expected = {living.name} if handed_over else {living.name, holding.name}
     await living._beat()
     assert empty.name in await beating(queue)  # the first beat of a minute was before they died
     await queue.delete([queue.keys.tidied])
     await living._beat()
+    assert empty.name in await beating(queue)  # nor does this worker ask twice a minute
+    joined = make_worker(queue, queue_config, "joined")
+    await joined._beat()
+    alive = {living.name, joined.name}
+    expected = alive if handed_over else alive | {holding.name}
     assert await beating(queue) == expected
     consumers: Any = await queue.client.xinfo_consumers(queue.keys.stream(Stage.TICKETS), "penstock")
-    assert {each["name"].decode() for each in consumers} == expected - {living.name}
+    assert {each["name"].decode() for each in consumers} == expected - alive
 
 
 async def test_records_of_services_are_forgotten_an_hour_after_they_expired(queue: Queue, queue_config: Config) -> None:
@@ -315,16 +344,17 @@ async def beating(queue: Queue) -> set[str]:
     return {name.decode() for name in found}
 
 
-async def test_two_connections_of_a_worker_are_enough(queue: Queue, queue_config: Config) -> None:
-    """A thousand workers are within a server's usual limit of ten thousand."""
+async def test_two_connections_of_a_service_are_enough(queue: Queue, queue_config: Config) -> None:
+    """A thousand services are within a server's usual limit of ten thousand."""
+    before = int((await queue.client.info("clients"))["connected_clients"])
     other = await connect(queue_config)
     try:
         worker = Worker(other, "worker", queue_config.staleness)
-        before = int((await queue.client.info("clients"))["connected_clients"])
         beating_on = asyncio.create_task(worker.keep_alive())
         for _ in range(5):
             assert await worker.take(Stage.TICKETS) is None
             await worker.wait(timeout_seconds=0.01)
+            assert await other.announced() is None
         after = int((await queue.client.info("clients"))["connected_clients"])
         beating_on.cancel()
         assert after - before <= 2
@@ -339,8 +369,10 @@ async def test_many_workers_together_ask_as_often_as_a_few(queue: Queue, queue_c
     assert alone.ask_seconds == 1.0
     await queue.client.hset(queue.keys.beats, mapping=others)
     one_of_many = make_worker(queue, queue_config)
-    await one_of_many.take(Stage.TICKETS)
-    assert one_of_many.ask_seconds == (1 + len(others) + 1) / 32
+    for _ in range(2):  # the second heartbeat does not count them again
+        await one_of_many.take(Stage.TICKETS)
+        assert one_of_many.ask_seconds == (1 + len(others) + 1) / 32
+        await one_of_many._beat()
 
 
 async def test_a_wait_may_be_longer_than_a_call(queue_config: Config) -> None:

@@ -8,7 +8,6 @@ local LOOK_EVERY_MS = 250
 local MOST_RELEASED = 1000  -- of one holder in one look; further ones with the next call
 
 local function is_due(stage)
-  if take_over == '1' then return true end
   -- An error: a full Redis refuses SET. Then each call looks.
   return redis.pcall('SET', stage.looked, '1', 'NX', 'PX', LOOK_EVERY_MS) ~= false
 end

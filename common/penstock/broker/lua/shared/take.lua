@@ -3,7 +3,7 @@
 -- take(): gives this consumer entries of the first stage that has any, those that were released first.
 -- It answers {{place of the stage from 0, entry, fields, failures, deaths}...}, or false if this consumer may take
 -- nothing: a stranger, and a server that is behind the announced version, or before one is announced; then whether
--- entries are left that are free.
+-- free entries are left for which nobody was woken.
 -- Needs: group, consumer, beats, policy, failures, deaths, stages(stream waiting looked)...,
 --   served_number, served_digest, served_lease: the version that this server serves, -1 if it does not matter
 --   idle_ms: an entry that was not renewed for so long is free
@@ -34,14 +34,11 @@ end
 
 -- Nobody sleeps while an entry is free: it has woken somebody, who takes it or wakes another here.
 local function pass_on()
-  local is_any_left = false
+  local is_left_to_nobody = false
   for _, stage in ipairs(stages) do
-    if has_free(stage.stream) then
-      wake(stage.waiting, 1)
-      is_any_left = true
-    end
+    if has_free(stage.stream) and wake(stage.waiting, 1) == 0 then is_left_to_nobody = true end
   end
-  return is_any_left
+  return is_left_to_nobody
 end
 
 local function described(found, place, has_counts)

@@ -1,12 +1,12 @@
 -- KEYS beats tidied services identity lease launcher streams...
--- ARGV group name record alive_ms kind digest
+-- ARGV group name record alive_ms for_all kind digest
 -- USES now show
 --
--- Keeps a consumer alive for alive_ms, and shows its service for as long, unless the record is empty. Once a minute it
--- also deletes, for all workers, consumers that are dead and hold nothing: they never come back, since names are new at
--- every start; and the records of services whose deadline was an hour ago. Answers how many consumers have beaten: those
--- that are alive, and dead ones that were not deleted yet; or the error _STRANGER if the service may not be shown: then
--- the consumer is not kept alive either.
+-- Keeps a consumer alive for alive_ms, and shows its service for as long, unless the record is empty. With for_all it
+-- answers how many consumers have beaten: those that are alive, and dead ones that were not deleted yet; and once a
+-- minute one such call deletes, for all workers, consumers that are dead and hold nothing: they never come back, since
+-- names are new at every start; and the records of services whose deadline was an hour ago. The answer is the error
+-- _STRANGER if the service may not be shown: then the consumer is not kept alive either.
 --
 -- Repeated, it sets the deadline again.
 local TIDY_EVERY_MS = 60000
@@ -42,6 +42,7 @@ end
 
 if record ~= '' and not show(now_ms) then return refused() end
 redis.call('HSET', beats, name, string.format('%d', now_ms + alive_ms))
+if for_all ~= '1' then return nil end
 if redis.call('SET', tidied, '1', 'NX', 'PX', TIDY_EVERY_MS) then
   tidy()
   forget_services()
