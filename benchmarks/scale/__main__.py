@@ -1,10 +1,10 @@
 """`python -m benchmarks.scale`: a real queue, trainer and reward service, a thousand rollout services without engines.
 
 Owns the options. Exit code 1 if a ticket was lost or trained twice, a token was too old, memory grew, or a group cost
-the queue more than 1.3 times as much as with few services; the last lines name which.
+the queue more than 1.3 times as much as with few services, while none ended; the last lines name which.
 
     make scale                                                            # ten minutes and what surrounds them
-    make scale ARGS="--many 60 --seconds 20 --few-seconds 10 --per-host 22 --batch-size 32"
+    make scale ARGS="--many 60 --seconds 20 --compared-seconds 10 --per-host 22 --batch-size 32"
 """
 
 import argparse

@@ -20,17 +20,18 @@ EPOCHS = 100_000  # of one batch: more than a run gets to, since it is stopped
 
 @dataclass(frozen=True)
 class ScalePlan:
-    """One run: first with `few` services, then with `many`.
+    """One run: first with `few` services, then with `many`, then with many of which hosts end and return.
 
-    seconds: with many; warm_up_seconds: before what counts, each time. few_seconds: with few. generation_seconds: the
-    mean of a completion. disturb_seconds: between two hosts that end, in turns by SIGKILL and in order; a new host
-    takes the place of each after away_seconds. per_host: services of one process. batch_size: groups.
+    compared_seconds: of each of the first two windows; seconds: of the third. warm_up_seconds: before what counts, each
+    time. generation_seconds: the mean of a completion. disturb_seconds: between two hosts that end, in turns by SIGKILL
+    and in order; a new host takes the place of each after away_seconds. per_host: services of one process. batch_size:
+    groups.
     """
 
     many: int = 1000
     few: int = 16
     seconds: float = 600.0
-    few_seconds: float = 90.0
+    compared_seconds: float = 90.0
     warm_up_seconds: float = 30.0
     per_host: int = 100
     batch_size: int = 512

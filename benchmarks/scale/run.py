@@ -2,7 +2,8 @@
 
 Owns what is started. Invariant: when it returns or raises, nothing that it started is left.
 
-    few services -> [measure] -> many services -> [measure; hosts end and return] -> SIGTERM to the trainer -> verdict
+    few services -> [measure] -> many services -> [measure] -> [measure; hosts end and return]
+        -> SIGTERM to the trainer -> verdict
 """
 
 import asyncio
@@ -66,13 +67,14 @@ class ScaleRun:
                     self._start_service(name)
                 processes = self._processes()
                 await self._join(plan.few, plan.few)
-                few = await self._measured(watch, processes, plan.few, plan.few_seconds)
+                few = await self._measured(watch, processes, plan.few, plan.compared_seconds)
                 await self._join(plan.many - plan.few, plan.many)
+                many = await self._measured(watch, processes, plan.many, plan.compared_seconds)
                 samples = MemorySamples(client, processes)
                 sampling = asyncio.create_task(samples.sample(min(SAMPLE_SECONDS, plan.seconds / 20)))
                 disturbing = asyncio.create_task(self._disturb())
                 try:
-                    many = await self._measured(watch, processes, plan.many, plan.seconds)
+                    disturbed = await self._measured(watch, processes, plan.many, plan.seconds)
                 finally:
                     for task in (sampling, disturbing):
                         task.cancel()
@@ -81,7 +83,7 @@ class ScaleRun:
                 await watch.look()  # the version of its last steps
         finally:
             await client.aclose()
-        return self._read(few, many, samples, watch.num_versions)
+        return self._read((few, many, disturbed), samples, watch.num_versions)
 
     async def _measured(
         self, watch: LedgerWatch, processes: dict[str, psutil.Process], num_services: int, seconds: float
@@ -188,14 +190,16 @@ class ScaleRun:
                 process.kill()
             process.wait()
 
-    def _read(self, few: Window, many: Window, samples: MemorySamples, num_versions: int) -> Verdict:
+    def _read(self, windows: tuple[Window, Window, Window], samples: MemorySamples, num_versions: int) -> Verdict:
         plan = self._plan
+        few, many, disturbed = windows
         found = read_records(self.server, plan, self._folder)
         return Verdict(
             plan=plan,
             found=found,
             few=few,
             many=many,
+            disturbed=disturbed,
             memory=samples.taken,
             num_joined=self.num_joined,
             num_killed=self.num_killed,

@@ -23,7 +23,8 @@ SHOWN_PROBLEMS = 5
 class Verdict:
     """One run.
 
-    memory: by process, seconds and bytes while there were many services. num_joined, num_killed, num_left: services
+    disturbed: of many services, while hosts ended and returned; in the two other windows nothing happened to a service.
+    memory: by process, seconds and bytes in the disturbed window. num_joined, num_killed, num_left: services
     that began, that were killed, that ended in order. num_refused: servers fenced at a push; num_late: results that
     came after their ticket had gone to another service, and were not published; both as the logs have them.
     """
@@ -32,6 +33,7 @@ class Verdict:
     found: Findings
     few: Window
     many: Window
+    disturbed: Window
     memory: Mapping[str, Sequence[tuple[float, float]]]
     num_joined: int
     num_killed: int
@@ -42,7 +44,7 @@ class Verdict:
 
     @property
     def ratio(self) -> float:
-        """CPU time of the queue a group, with many services over with few."""
+        """CPU time of the queue a group, with many services over with few, while none ended."""
         return self.many.us_per_group["queue"] / self.few.us_per_group["queue"]
 
     def broken_rules(self) -> list[str]:
@@ -85,10 +87,10 @@ class Verdict:
             f"{self.num_versions} versions pushed, {self.num_refused} times a server was fenced, {self.num_late} late "
             "results refused",
         ]
-        for each in (self.few, self.many):
+        for each, what in ((self.few, ""), (self.many, ""), (self.disturbed, ", of which hosts ended and returned")):
             costs = ", ".join(f"{name} {us:.0f}" for name, us in each.us_per_group.items())
             shown.append(
-                f"{each.num_services} services: {each.groups_per_second:.1f} groups/s in {each.seconds:.0f} s "
+                f"{each.num_services} services{what}: {each.groups_per_second:.1f} groups/s in {each.seconds:.0f} s "
                 f"({each.num_steps} steps); us of CPU a group: {costs}"
             )
         for name, samples in self.memory.items():

@@ -22,6 +22,7 @@ GOOD = Verdict(
     found=Findings(issued=1600, trained=600, on_their_way=1000, steps=3, staleness_max=1),
     few=Window(16, 10.0, 2, 400, {"queue": 500.0}),
     many=Window(1000, 10.0, 2, 400, {"queue": 600.0}),
+    disturbed=Window(1000, 60.0, 10, 2000, {"queue": 900.0}),
     memory={"trainer": FLAT, "queue, used": FLAT},
     num_joined=1000,
     num_killed=0,
