@@ -89,3 +89,5 @@ def test_a_failed_run_names_its_tests_and_says_how_to_run_them_alone(tmp_path: P
     command_line, folder = done.stdout.splitlines()[-2:]
     assert command_line.strip() == 'make test TESTS="test_some.py::test_bad" WORKERS=0'
     assert Path(folder.strip()).is_dir()
+    progress, *_ = done.stdout.partition("= FAILURES =")
+    assert "FAILED test_some.py::test_bad (" in progress, "named only at the end"
