@@ -126,11 +126,11 @@ class Worker:
         return found[0] if found else None
 
     async def take_several(self, stage: Stage, limit: int) -> list[Delivery]:
-        """Like `take`, but up to `limit` entries of one stage."""
-        return await self._take((stage,), None, limit)
+        """Like `take` of a worker that has room, but up to `limit` entries of one stage."""
+        return await self._take((stage,), None, limit, has_room=True)
 
     async def _take(
-        self, stages: Sequence[Stage], served: Served | None, limit: int, *, has_room: bool = False
+        self, stages: Sequence[Stage], served: Served | None, limit: int, *, has_room: bool
     ) -> list[Delivery]:
         keys = self._queue.keys
         if not self._beaten:

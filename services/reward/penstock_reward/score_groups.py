@@ -41,7 +41,10 @@ DRAIN_SECONDS = 5.0  # at the end: groups that are not scored by then are given 
 class GroupQueue(Protocol):
     """The part of `penstock.broker.Worker` that the loop needs."""
 
-    async def take(self, *stages: Stage) -> Delivery | None: ...
+    async def take(self, *stages: Stage, has_room: bool = False) -> Delivery | None: ...
+
+    @property
+    def expects_wakeup(self) -> bool: ...
 
     async def wait(self, *, timeout_seconds: float) -> None: ...
 
@@ -77,10 +80,12 @@ async def score_groups(
                     room.cancel()
                     continue
                 permit = await permits.acquire()
-                if (delivery := await queue.take(Stage.ROLLOUTS)) is not None:
+                delivery = await queue.take(Stage.ROLLOUTS, has_room=permits.has_room)
+                if delivery is not None:
                     tasks.create_task(_score_in_turn(queue, scoring, metrics, delivery, permit, stop, teacher))
                 else:
                     permit.release()
+                if delivery is None or queue.expects_wakeup:
                     await queue.wait(timeout_seconds=WAIT_SECONDS)
             patience.reschedule(asyncio.get_running_loop().time() + DRAIN_SECONDS)
     except TimeoutError:
@@ -103,7 +108,9 @@ async def _score_in_turn(
             scored = await _score_one(queue, scoring, metrics, delivery, permit, teacher)
             if scored is None:
                 return
-            stages = () if stop.is_set() or permit.is_wanted else (Stage.ROLLOUTS,)
+            # If the loop waits, no group is free, and the next one wakes it.
+            goes_on = not (stop.is_set() or permit.is_wanted or queue.expects_wakeup)
+            stages = (Stage.ROLLOUTS,) if goes_on else ()
             moved, delivery = await queue.hand_over_and_take(delivery, scored, Stage.SCORED, *stages)
             metrics.group_ended("scored" if moved else "late")
     finally:

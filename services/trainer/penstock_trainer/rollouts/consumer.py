@@ -153,7 +153,7 @@ class Consumer:
             for delivery, parts in zip(deliveries, await self._worker.read(deliveries, *Part), strict=True):
                 await self.receive(delivery, parts)
                 self._changed.set()
-            if not deliveries:
+            if not deliveries or self._worker.expects_wakeup:
                 await self._worker.wait(timeout_seconds=WAIT_SECONDS)
 
     async def receive(self, delivery: Delivery, parts: Mapping[Part, bytes | None]) -> None:

@@ -199,8 +199,17 @@ class FakeConsumer:
         self.held = 0
         self.most_held = 0
         self.followed = 0
+        self.num_takes = 0
+        self.takes_before_wait: list[int] = []
+        self.expects_wakeup = False
 
-    async def take(self, *stages: Stage) -> Delivery | None:
+    async def take(self, *stages: Stage, has_room: bool = False) -> Delivery | None:
+        taken = self._next(*stages)
+        self.num_takes += 1
+        self.expects_wakeup = taken is None or (has_room and not self.waiting)
+        return taken
+
+    def _next(self, *stages: Stage) -> Delivery | None:
         assert set(stages) <= {Stage.ROLLOUTS}
         if not self.waiting or not stages:
             return None
@@ -209,6 +218,7 @@ class FakeConsumer:
         return self.waiting.pop(0)
 
     async def wait(self, *, timeout_seconds: float) -> None:
+        self.takes_before_wait.append(self.num_takes)
         if not self.held:
             self.stop.set()
         await asyncio.sleep(0)
@@ -225,7 +235,7 @@ class FakeConsumer:
         if isinstance(message, Taught):
             self.taught[delivery.ticket_key], message = message.logprobs, message.scored
         self.handed_over[delivery.ticket_key] = message
-        following = await self.take(*stages)
+        following = self._next(*stages)
         self.followed += following is not None
         return True, following
 
@@ -272,6 +282,17 @@ async def test_groups_go_on_with_their_scores_and_malformed_ones_are_buried() ->
     assert samples("penstock_reward_groups_total", {"outcome": "scored"}) == 3
     assert samples("penstock_reward_groups_total", {"outcome": "buried"}) == 3
     assert samples("penstock_reward_value_count") == 1  # evaluation and failures do not count
+
+
+async def test_the_call_that_takes_the_last_free_group_also_waits_for_the_next() -> None:
+    stop = asyncio.Event()
+    consumer = FakeConsumer([group(number) for number in range(3)], stop)
+    metrics = RewardMetrics()
+    async with asyncio.timeout(ANSWER_SECONDS):
+        await score_groups(consumer, scoring(FakeRunner(), metrics), metrics, stop, Permits(4, max_parked=4))
+    assert len(consumer.handed_over) == 3
+    assert consumer.takes_before_wait[0] == 3
+    assert consumer.followed == 0
 
 
 async def test_no_more_groups_are_held_than_can_be_scored() -> None:
