@@ -255,6 +255,7 @@ def test_a_launch_is_refused_before_it_starts_anything(user: UserCommands, mista
     before = entries(user.folder)
     code, output = checked(user, "launch", "local")
     assert code == CONFIG_EXIT, output
+    assert len(output.splitlines()) == 3, output
     first, second, last = output.splitlines()
     assert first == "penstock: config: the run would fail:"
     assert second.startswith(f"  {subject}: ")
