@@ -16,7 +16,7 @@ from penstock.contracts.ledger import RunRecord, StepRecord, WeightsRecord
 from penstock_trainer.checkpoints.journal import Journal
 from tests.integration.launch.test_doctor import entries, lines_of
 from tests.integration.launch.test_errors import CONFIG_EXIT
-from tests.integration.launch.user_commands import UserCommands, checked, without_torch
+from tests.integration.launch.user_commands import UserCommands, checked, said, without_torch
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
@@ -255,8 +255,9 @@ def test_a_launch_is_refused_before_it_starts_anything(user: UserCommands, mista
     before = entries(user.folder)
     code, output = checked(user, "launch", "local")
     assert code == CONFIG_EXIT, output
-    assert len(output.splitlines()) == 3, output
-    first, second, last = output.splitlines()
+    lines = said(output).splitlines()
+    assert len(lines) == 3, output
+    first, second, last = lines
     assert first == "penstock: config: the run would fail:"
     assert second.startswith(f"  {subject}: ")
     assert texts[0] in second
