@@ -32,10 +32,6 @@ class Reporter:
         narrowed = narrowed or getattr(options, "lf", False)
         return set(self._config.args) == ALL_TESTS and not narrowed
 
-    @property
-    def _terminal(self) -> Any:
-        return self._config.pluginmanager.get_plugin("terminalreporter")
-
     def pytest_report_header(self) -> list[str]:
         """The header line: how long a run of all tests takes."""
         if not self._is_full:
@@ -49,7 +45,8 @@ class Reporter:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._num_tests += report.when == "call"
         if report.failed:
-            if report.nodeid not in self._failed and (terminal := self._terminal) is not None:
+            terminal: Any = self._config.pluginmanager.get_plugin("terminalreporter")
+            if terminal is not None and report.nodeid not in self._failed:
                 terminal.write_line(f"\nFAILED {report.nodeid} (the reason follows at the end)")
             folder = dict(report.user_properties).get("folder", "")
             self._failed.setdefault(report.nodeid, str(folder))

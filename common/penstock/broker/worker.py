@@ -120,7 +120,7 @@ class Worker:
     async def take(self, *stages: Stage, served: Served | None = None, has_room: bool = False) -> Delivery | None:
         """The next entry of the first stage that has one for us, those of dead holders first; None if there is none.
 
-        `has_room`: it will have room for another entry beside this one, and does nothing else than wait for that.
+        `has_room`: it will have room for another entry beside this one, and takes that as soon as it is woken for it.
         """
         found = await self._take(stages, served, limit=1, has_room=has_room)
         return found[0] if found else None

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from penstock import tickets
-from penstock.broker import Queue, Stage, Worker
+from penstock.broker import Delivery, Queue, Stage, Worker
 from penstock.broker.keys import GROUP
 from penstock.broker.lease import acquire_lease
 from penstock.broker.trainer import TrainerQueue
@@ -40,6 +40,31 @@ async def setup(trainer_queue: TrainerQueue, config: Config) -> ConsumerSetup:
     setup = ConsumerSetup(trainer_queue, config)
     await setup.issue()
     return setup
+
+
+async def test_the_call_that_takes_the_last_group_also_waits_for_the_next(
+    setup: ConsumerSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, take_several, wait = list[str](), setup.worker.take_several, setup.worker.wait
+
+    async def take_and_note(stage: Stage, limit: int) -> list[Delivery]:
+        found = await take_several(stage, limit)
+        calls.append(f"took {len(found)}")
+        return found
+
+    async def note_and_wait(*, timeout_seconds: float) -> None:
+        calls.append("waits")
+        await wait(timeout_seconds=timeout_seconds)
+
+    monkeypatch.setattr(setup.worker, "take_several", take_and_note)
+    monkeypatch.setattr(setup.worker, "wait", note_and_wait)
+    await setup.answer(0)
+    async with setup.consuming():
+        await setup.until(lambda: setup.arrived == [0])
+        async with asyncio.timeout(ANSWER_SECONDS):
+            while len(calls) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert calls[:2] == ["took 1", "waits"]
 
 
 async def test_a_trainer_too_late_to_renew_what_it_holds_keeps_it(
