@@ -44,7 +44,10 @@ def left(user: UserCommands, before: set[str]) -> set[str]:
 def test_a_real_engine_generates_one_group_that_is_scored_and_leaves_nothing(user: UserCommands) -> None:
     user.document["actor"] |= {"path": str(real_model()), "group_size": 4}
     user.document["sampling"] = {"max_new_tokens": 12}
-    # Whatever else runs here, its memory suffices: a small cache, of most of what is free.
+    # It needs little memory, since other tests run beside it: adapters have few moments, and no version lies in memory.
+    user.document["actor"]["lora"] = {"rank": 8}
+    user.document["weights"]["folder"] = "weights"
+    # A small cache, of most of what is free.
     user.document["rollout"]["engine"] |= {"python": SGLANG, "max_total_tokens": 1024, "memory_fraction": 0.95}
     user.score_by("length", "def length(prompt, completion, answer, metadata):\n    return len(set(completion)) / 64\n")
     before = entries(user.folder)
